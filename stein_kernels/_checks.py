@@ -1,0 +1,127 @@
+"""One contract per argument, shared by every public function: what is checked, and what the error says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stein_kernels.reference import RULES
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 for the half types, else the dtype itself."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def check_tensor(op: str, name: str, value: Any, like: Tensor | None = None) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got {value.layout}")
+    if value.dtype not in DTYPES:
+        raise TypeError(f"{op}: {name} must have one of the dtypes {_names(DTYPES)}, got {value.dtype}")
+    if like is not None and value.dtype != like.dtype and not _autocasting(value):
+        raise TypeError(f"{op}: {name} must have the dtype of x, {like.dtype}, got {value.dtype}")
+    if like is not None and value.device != like.device:
+        raise ValueError(f"{op}: {name} must be on the device of x, {like.device}, got {value.device}")
+    return value
+
+
+def _autocasting(value: Tensor) -> bool:
+    """Autocast gives every argument one dtype before the op sees it."""
+    return torch.is_autocast_enabled(value.device.type)
+
+
+def check_particles(op: str, name: str, value: Any, like: Tensor | None = None) -> Tensor:
+    value = check_tensor(op, name, value, like)
+    if value.dim() < 2:
+        raise ValueError(f"{op}: {name} must have shape (..., M, d), got {tuple(value.shape)}")
+    return value
+
+
+def check_scores(op: str, name: str, value: Any, x: Tensor) -> Tensor:
+    value = check_particles(op, name, value, x)
+    if value.shape != x.shape:
+        raise ValueError(
+            f"{op}: {name} must have the shape of x, {tuple(x.shape)}, got {tuple(value.shape)}"
+        )
+    return value
+
+
+def check_weights(op: str, value: Any, x: Tensor) -> Tensor:
+    value = check_tensor(op, "weights", value, x)
+    if value.dim() < 1 or value.shape[-1] != x.shape[-2] or not _expands(value.shape[:-1], x):
+        raise ValueError(
+            f"{op}: weights must have shape (..., M) = {tuple(x.shape[:-1])}, got {tuple(value.shape)}"
+        )
+    return value.expand(x.shape[:-1])
+
+
+def check_query(op: str, name: str, value: Any, x: Tensor) -> Tensor:
+    value = check_particles(op, name, value, x)
+    if value.shape[-1] != x.shape[-1] or not _expands(value.shape[:-2], x):
+        expected = (*x.shape[:-2], "N", x.shape[-1])
+        raise ValueError(
+            f"{op}: {name} must have shape ({', '.join(map(str, expected))}), got {tuple(value.shape)}"
+        )
+    return value.expand(*x.shape[:-2], *value.shape[-2:])
+
+
+def _expands(batch: torch.Size, x: Tensor) -> bool:
+    """Whether ``batch`` broadcasts to the batch shape of x without enlarging it."""
+    target = x.shape[:-2]
+    aligned = target[len(target) - len(batch) :]
+    return len(batch) <= len(target) and all(
+        have == want or have == 1 for have, want in zip(batch, aligned, strict=True)
+    )
+
+
+def check_rule(op: str, value: Any) -> str:
+    if value not in RULES:
+        rules = ", ".join(repr(rule) for rule in RULES)
+        raise ValueError(f"{op}: rule must be one of {rules}, got {value!r}")
+    return value
+
+
+def check_bandwidth(op: str, value: Any, x: Tensor) -> str | Tensor:
+    """A rule's name, or a tensor of the batch shape of x in its accumulation dtype."""
+    if isinstance(value, str):
+        return check_rule(op, value)
+    dtype = accumulation_dtype(x.dtype)
+    if isinstance(value, Tensor):
+        if value.dtype not in (x.dtype, dtype) and not _autocasting(value):
+            raise TypeError(f"{op}: bandwidth must have the dtype of x, {x.dtype}, got {value.dtype}")
+        if value.device != x.device:
+            raise ValueError(
+                f"{op}: bandwidth must be on the device of x, {x.device}, got {value.device}"
+            )
+        if value.shape not in (x.shape[:-2], ()):
+            raise ValueError(
+                f"{op}: bandwidth must be one number or have the batch shape of x, "
+                f"{tuple(x.shape[:-2])}, got {tuple(value.shape)}"
+            )
+        return value.to(dtype).expand(x.shape[:-2])
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        rules = ", ".join(repr(rule) for rule in RULES)
+        raise TypeError(
+            f"{op}: bandwidth must be a positive number, a tensor or one of {rules}, "
+            f"got {type(value).__name__}"
+        )
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{op}: bandwidth must be positive and finite, got {value}")
+    return torch.full(x.shape[:-2], float(value), dtype=dtype, device=x.device)
+
+
+def check_flag(op: str, name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be True or False, got {type(value).__name__}")
+    return value

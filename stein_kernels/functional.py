@@ -1,0 +1,286 @@
+"""The public functions: contracts, validation, and the call into the registered ops.
+
+One convention everywhere: k(x, y) = exp(-|x - y|^2 / h).
+
+Dtypes: float32, float64, bfloat16, float16. The half types accumulate in float32 and the result comes
+back in the half type. Under autocast every op runs in float32.
+
+Autograd: first derivatives by fused kernels; second derivatives inside ``use_backend("reference")``.
+A bandwidth that a rule made is a constant for autograd; a bandwidth tensor receives its gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor
+
+from stein_kernels import _backends, _ops, reference
+from stein_kernels._checks import (
+    check_bandwidth,
+    check_flag,
+    check_particles,
+    check_query,
+    check_rule,
+    check_scores,
+    check_weights,
+)
+
+_library = _ops.NAMESPACE  # importing _ops registers the schemas that torch.ops.stein_kernels shows
+
+
+def svgd_direction(
+    x: Tensor,
+    grad: Tensor,
+    *,
+    weights: Tensor | None = None,
+    query: Tensor | None = None,
+    bandwidth: float | str | Tensor = "liu_wang",
+    leave_one_out: bool = False,
+) -> Tensor:
+    r"""Stein variational gradient direction; a step is ``x = x + eps * svgd_direction(x, grad)``.
+
+    .. math:: \phi(y_j) = \sum_i w_i\, k(x_i, y_j) \left[ g_i + \tfrac{2}{h} (y_j - x_i) \right]
+
+    The direction ascends: g_i is the gradient of a log density. Nothing of size M x N is stored where
+    that is larger than the inputs.
+
+    Args:
+        x: particles x_i, (..., M, d).
+        grad: scores g_i = grad log p(x_i), (..., M, d).
+        weights: w_i, (..., M), summing to 1; 1/M where omitted.
+        query: targets y_j, (..., N, d); the particles themselves where omitted.
+        bandwidth: h as a positive number, a tensor of the batch shape, or a rule's name
+            (see :func:`median_bandwidth`). A non-positive entry of a tensor gives NaN or garbage.
+        leave_one_out: leave out the pair (i, i) and renormalise the other weights: divide by M - 1,
+            or with weights multiply by W/(W - w_j), W = sum w. This is the U form, for particles
+            that are drawn afresh at every step. Refused together with a query.
+
+    Returns:
+        phi(y_j), (..., N, d), in the dtype of x.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype. ValueError: a wrong shape, device or value.
+
+    Source: Liu & Wang 2016, eq. 8; Pu et al. 2017, eqs. 3 and 5; the weights are those of eqs. 12, 13.
+
+    Example:
+        >>> x = torch.randn(100, 2)
+        >>> for _ in range(500):
+        ...     x = x + 0.3 * svgd_direction(x, -x)  # samples of N(0, I)
+    """
+    op = "svgd_direction"
+    x, grad, weights, query = _pairs(op, x, grad, weights, query, leave_one_out)
+    bandwidth = check_bandwidth(op, bandwidth, x)
+    if _use_reference(op, x, grad, weights, query, bandwidth):
+        return reference.svgd_direction(
+            *(x, grad), weights=weights, query=query, bandwidth=bandwidth, leave_one_out=leave_one_out
+        )
+    rule, h = (bandwidth, None) if isinstance(bandwidth, str) else ("", _batch(bandwidth, 0))
+    phi, _ = torch.ops.stein_kernels.svgd_direction(
+        *(_batch(x, 2), _batch(grad, 2), _batch(weights, 1), _batch(query, 2)), h, rule, leave_one_out
+    )
+    phi = phi.reshape(*x.shape[:-2], *phi.shape[1:])
+    return phi * _renormaliser(weights)[..., None] if leave_one_out and weights is not None else phi
+
+
+def rbf_gram(
+    x: Tensor, y: Tensor | None = None, *, bandwidth: float | str | Tensor = "liu_wang"
+) -> Tensor:
+    r"""Gram matrix of the radial basis function kernel.
+
+    .. math:: K_{ij} = \exp(-\|x_i - y_j\|^2 / h)
+
+    Args:
+        x: (..., M, d).
+        y: (..., N, d); x where omitted.
+        bandwidth: as in :func:`svgd_direction`; a rule reads the distances within x.
+
+    Returns:
+        (..., M, N), in the dtype of x.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype. ValueError: a wrong shape, device or value.
+
+    Source: Liu & Wang 2016, section 5; Pu et al. 2017, section 5.
+    """
+    op = "rbf_gram"
+    x = check_particles(op, "x", x)
+    y = None if y is None else check_query(op, "y", y, x)
+    bandwidth = check_bandwidth(op, bandwidth, x)
+    if _use_reference(op, x, y, bandwidth):
+        return reference.rbf_gram(x, y, bandwidth=bandwidth)
+    gram = torch.ops.stein_kernels.rbf_gram(_batch(x, 2), _batch(y, 2), _bandwidth(x, bandwidth))
+    return gram.reshape(*x.shape[:-2], *gram.shape[1:])
+
+
+def median_bandwidth(x: Tensor, *, rule: str = "liu_wang") -> Tensor:
+    r"""Bandwidth by the median heuristic, from the exact median of all pairwise distances.
+
+    med is the midpoint median of the M(M-1)/2 distances |x_i - x_j| with i < j, and
+
+    ==================  ==============================
+    ``liu_wang``        h = med^2 / log(M + 1)
+    ``median``          h = med
+    ``median_squared``  h = med^2
+    ==================  ==============================
+
+    Where med is 0 (M < 2, or more than half the pairs coincide) the root mean squared pairwise
+    distance takes its place, and 1 where that is 0 too. A set with a coordinate that is not finite
+    has bandwidth NaN. The result is a constant for autograd. The pairs are never stored.
+
+    Args:
+        x: particles, (..., M, d).
+        rule: one of the names above.
+
+    Returns:
+        h, (...), in the dtype of x.
+
+    Raises:
+        TypeError: wrong type or dtype. ValueError: wrong shape, or an unknown rule.
+
+    Source: Liu & Wang 2016, section 5 (``liu_wang``); Pu et al. 2017, section 5 (``median``: the
+    paper's words, "h is the median of pairwise distances").
+    """
+    op = "median_bandwidth"
+    x = check_particles(op, "x", x).detach()
+    rule = check_rule(op, rule)
+    if _use_reference(op, x):
+        return reference.median_bandwidth(x, rule=rule)
+    return _bandwidth(x, rule).to(x.dtype).reshape(x.shape[:-2])
+
+
+def stein_divergence(
+    x: Tensor,
+    grad: Tensor,
+    *,
+    weights: Tensor | None = None,
+    query: Tensor | None = None,
+    bandwidth: float | str | Tensor = "liu_wang",
+    leave_one_out: bool = False,
+) -> Tensor:
+    r"""Divergence of the Stein direction at every target, the particles held fixed.
+
+    .. math:: \nabla\cdot\phi(y_j) = \sum_i w_i k_{ij} \left[ c\,d - c^2 \|y_j - x_i\|^2
+              - c\,(y_j - x_i)^\top g_i \right], \qquad c = 2/h
+
+    Arguments, dtypes and errors are those of :func:`svgd_direction`.
+
+    Returns:
+        (..., N), in the dtype of x.
+
+    Source: Pu et al. 2017, theorem 1 (the trace of the Stein operator).
+    """
+    op = "stein_divergence"
+    x, grad, weights, query = _pairs(op, x, grad, weights, query, leave_one_out)
+    bandwidth = check_bandwidth(op, bandwidth, x)
+    if _use_reference(op, x, grad, weights, query, bandwidth):
+        return reference.stein_divergence(
+            *(x, grad), weights=weights, query=query, bandwidth=bandwidth, leave_one_out=leave_one_out
+        )
+    divergence = torch.ops.stein_kernels.stein_divergence(
+        *(_batch(x, 2), _batch(grad, 2), _batch(weights, 1), _batch(query, 2)),
+        _bandwidth(x, bandwidth),
+        leave_one_out,
+    )
+    divergence = divergence.reshape(*x.shape[:-2], divergence.shape[1])
+    renormalise = leave_one_out and weights is not None
+    return divergence * _renormaliser(weights) if renormalise else divergence
+
+
+def kernel_stein_discrepancy(
+    x: Tensor,
+    score: Tensor,
+    *,
+    weights: Tensor | None = None,
+    bandwidth: float | str | Tensor = "liu_wang",
+    statistic: str = "u",
+    leave_one_out: bool = False,
+) -> Tensor:
+    r"""Squared kernel Stein discrepancy between the particles and the density of the scores.
+
+    .. math:: S = \sum_j w_j \left( g_j^\top \phi(x_j) + \nabla\cdot\phi(x_j) \right)
+
+    ``"v"`` sums over all pairs: never negative, and minus the rate at which the direction lowers the
+    KL divergence. ``"u"`` leaves the pairs (i, i) out: unbiased, and negative at times.
+
+    Args:
+        x: particles, (..., M, d).
+        score: grad log p(x_i), (..., M, d).
+        weights: w_i, (..., M), summing to 1; 1/M where omitted.
+        bandwidth: as in :func:`svgd_direction`.
+        statistic: ``"u"`` or ``"v"``.
+        leave_one_out: True asks for the U statistic whatever ``statistic`` says.
+
+    Returns:
+        (...), in the dtype of x.
+
+    Source: Liu, Lee & Jordan 2016, eqs. 14 and 15; Chwialkowski et al. 2016.
+    """
+    op = "kernel_stein_discrepancy"
+    if statistic not in ("u", "v"):
+        raise ValueError(f"{op}: statistic must be 'u' or 'v', got {statistic!r}")
+    x = check_particles(op, "x", x)
+    score = check_scores(op, "score", score, x)
+    weights = None if weights is None else check_weights(op, weights, x)
+    h = check_bandwidth(op, bandwidth, x)
+    left_out = check_flag(op, "leave_one_out", leave_one_out) or statistic == "u"
+    if isinstance(h, str):
+        h = median_bandwidth(x, rule=h)
+    phi = svgd_direction(x, score, weights=weights, bandwidth=h, leave_one_out=left_out)
+    div = stein_divergence(x, score, weights=weights, bandwidth=h, leave_one_out=left_out)
+    return reference.average((phi * score).sum(-1) + div, weights)
+
+
+def _pairs(op, x, grad, weights, query, leave_one_out):
+    """Validate what the direction and its divergence have in common."""
+    x = check_particles(op, "x", x)
+    grad = check_scores(op, "grad", grad, x)
+    weights = None if weights is None else check_weights(op, weights, x)
+    query = None if query is None else check_query(op, "query", query, x)
+    if check_flag(op, "leave_one_out", leave_one_out) and query is not None:
+        raise ValueError(
+            f"{op}: leave_one_out leaves out the pair (i, i), so it needs the particles as targets; "
+            "got a query"
+        )
+    return x, grad, weights, query
+
+
+def _use_reference(op: str, *values: object) -> bool:
+    """Whether the reference was asked for; refuses forward mode, which the ops would drop silently."""
+    if _backends.active_backend() == "reference":
+        return True
+    if forward_ad._current_level >= 0 and any(
+        isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
+        for value in values
+    ):
+        raise RuntimeError(
+            f"{op}: forward-mode derivatives need stein_kernels.use_backend('reference')"
+        )
+    _backends.require(op, values[0])
+    return False
+
+
+def _batch(value: Tensor | None, kept: int) -> Tensor | None:
+    """Fold the leading dimensions into one, keeping the last ``kept``."""
+    if value is None or value.dim() == kept + 1:
+        return value
+    return value.reshape(-1, *value.shape[value.dim() - kept :]) if value.numel() else value.reshape(
+        value.shape[: value.dim() - kept].numel(), *value.shape[value.dim() - kept :]
+    )
+
+
+def _bandwidth(x: Tensor, bandwidth: str | Tensor) -> Tensor:
+    """h as a tensor (B,) in the accumulation dtype."""
+    if not isinstance(bandwidth, str):
+        return _batch(bandwidth, 0)  # type: ignore[return-value]
+    median = torch.ops.stein_kernels.median_distance(_batch(x.detach(), 2))
+    return reference.apply_rule(median, x.shape[-2], bandwidth)
+
+
+def _renormaliser(weights: Tensor) -> Tensor:
+    """W/(W - w_j), W = sum w; 0 for a particle that has all the weight."""
+    total = weights.sum(-1, keepdim=True)
+    rest = total - weights
+    alone = rest == 0
+    return torch.where(alone, torch.zeros_like(rest), total / torch.where(alone, total, rest))
