@@ -1,0 +1,223 @@
+"""Which implementation an op runs, and why.
+
+An op that is called under ``"auto"`` runs the fastest implementation that is there for the device of
+its tensors. A backend that was asked for by name runs or raises: it never falls back.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import threading
+from collections.abc import Callable
+from contextlib import ContextDecorator
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from stein_kernels import _extension
+
+NAMES = ("auto", "cpu", "cuda", "triton", "reference")
+
+
+class Availability(NamedTuple):
+    """Whether a backend can run here, and the sentence that says why."""
+
+    available: bool
+    reason: str
+
+
+class Choice(NamedTuple):
+    """The backend that an op runs, and the sentence that says why."""
+
+    backend: str
+    reason: str
+
+
+# --- what is available ---------------------------------------------------------------------------
+
+
+def _probe_reference() -> Availability:
+    return Availability(True, "plain torch, on every device")
+
+
+def _probe_cpu() -> Availability:
+    found = _extension.status()
+    return Availability(found.module is not None, found.reason)
+
+
+def _probe_cuda() -> Availability:
+    found = _extension.status()
+    if found.module is None or not found.module.build_info()["cuda_archs"]:
+        return Availability(False, "this build has no CUDA C++ kernels")
+    if not torch.cuda.is_available():
+        return Availability(False, "torch sees no CUDA device")
+    return Availability(True, found.reason)
+
+
+def _probe_triton() -> Availability:
+    if importlib.util.find_spec("stein_kernels.triton") is None:
+        return Availability(False, "this version has no Triton kernels")
+    if importlib.util.find_spec("triton") is None:
+        return Availability(False, "triton is not installed (pip install stein-kernels[triton])")
+    if not torch.cuda.is_available():
+        return Availability(False, "torch sees no CUDA device")
+    return Availability(True, "compiled on first use for this device")
+
+
+PROBES: dict[str, Callable[[], Availability]] = {
+    "cpu": _probe_cpu,
+    "cuda": _probe_cuda,
+    "triton": _probe_triton,
+    "reference": _probe_reference,
+}
+DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda",)}  # what each takes
+AUTO = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}  # what each device tries, best first
+
+
+def availability(name: str) -> Availability:
+    """Whether the backend can run on this machine."""
+    return PROBES[name]()
+
+
+# --- what was asked for --------------------------------------------------------------------------
+
+
+class _Traced(threading.local):
+    """The requested name as torch.compile reads it: dynamo guards it, and cannot read a ContextVar.
+
+    An instance attribute, since dynamo does not notice one that begins to hide a class attribute.
+    """
+
+    def __init__(self) -> None:
+        self.name = "auto"
+
+
+_requested: ContextVar[str] = ContextVar("stein_kernels_backend", default="auto")
+_traced = _Traced()
+
+
+def active_backend() -> str:
+    """The name that the innermost :class:`use_backend` asked for; ``"auto"`` outside of any."""
+    if torch.compiler.is_dynamo_compiling():
+        return _traced.name
+    return _requested.get()
+
+
+class use_backend(ContextDecorator):
+    """Run the ops of the block, or of the decorated function, on one backend.
+
+    ``"auto"`` takes the fastest that is there for the tensors' device; ``"cpu"`` (C++), ``"cuda"``
+    (CUDA C++), ``"triton"`` and ``"reference"`` (plain torch, differentiable any number of times) run
+    or raise. Blocks nest; each thread and each asyncio task has its own.
+
+    Raises:
+        ValueError: an unknown name.
+        RuntimeError: on entry, the backend is not available here; says why.
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     phi = svgd_direction(x, grad)
+    """
+
+    def __init__(self, name: str) -> None:
+        if name not in NAMES:
+            known = ", ".join(repr(known) for known in NAMES)
+            raise ValueError(f"use_backend: expected one of {known}, got {name!r}")
+        self.name = name
+        self._outer: list[tuple[str, Token[str] | None]] = []
+
+    def __call__(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        if inspect.iscoroutinefunction(func) or inspect.isgeneratorfunction(func):
+            raise TypeError(
+                f"use_backend: {func.__qualname__} would run after the decorator has ended; "
+                "use `with use_backend(...)` inside it"
+            )
+        return super().__call__(func)
+
+    def __enter__(self) -> use_backend:
+        if torch.compiler.is_dynamo_compiling():
+            self._outer.append((_traced.name, None))
+        else:
+            if self.name != "auto":
+                _refuse_unavailable("use_backend", self.name)
+            self._outer.append((_traced.name, _requested.set(self.name)))
+        _traced.name = self.name
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        name, token = self._outer.pop()
+        if token is not None:
+            _requested.reset(token)
+            name = _requested.get()
+        _traced.name = name
+
+
+# --- what an op runs -----------------------------------------------------------------------------
+
+
+def resolve(op: str, device: torch.device | str) -> Choice:
+    """The backend that ``op`` runs for tensors on ``device``, and why.
+
+    Raises:
+        RuntimeError: a backend was asked for by name that is not there, or not for this device.
+    """
+    return _resolve(op, torch.device(device).type, active_backend())
+
+
+def require(op: str, x: Tensor) -> None:
+    """Make ready what ``op`` runs on ``x``, or raise as :func:`resolve` does."""
+    if torch.compiler.is_dynamo_compiling():
+        _ready_while_tracing(op, x.device.type, _traced.name)
+        return
+    key = (x.device.type, _requested.get())
+    if key not in _ready:
+        _resolve(op, *key)
+        _ready.add(key)
+
+
+_ready: set[tuple[str, str]] = set()  # every op call asks: a set keeps that under a microsecond
+
+
+@torch.compiler.assume_constant_result
+def _ready_while_tracing(op: str, device: str, requested: str) -> str:
+    """Dynamo runs this while it traces, so that the compiled graph finds the kernels loaded."""
+    return _resolve(op, device, requested).backend
+
+
+def _resolve(op: str, device: str, requested: str) -> Choice:
+    if requested == "reference":
+        return Choice("reference", "asked for by name")
+    if requested != "auto":
+        if device not in DEVICES[requested]:
+            takes = " or ".join(DEVICES[requested])
+            raise RuntimeError(
+                f"{op}: backend {requested!r} was asked for by name; it takes tensors on {takes}, "
+                f"got {device}"
+            )
+        _refuse_unavailable(op, requested)
+        return Choice(requested, "asked for by name")
+    refusals = []
+    for name in AUTO.get(device, ()):
+        available, reason = availability(name)
+        if available:
+            return Choice(name, f"the fastest for {device} tensors; {reason}")
+        refusals.append(f"{name}: {reason}")
+    return Choice("reference", "; ".join(refusals) or f"no kernels for {device} tensors")
+
+
+def _refuse_unavailable(op: str, name: str) -> None:
+    available, reason = availability(name)
+    if not available:
+        raise RuntimeError(
+            f"{op}: backend {name!r} was asked for by name and is not available: {reason}. "
+            "`python -m stein_kernels.info` lists what is; use_backend('auto') takes the fastest"
+        )
