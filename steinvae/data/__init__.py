@@ -1,6 +1,6 @@
 """Data sets as uint8 pixels in memory, and sampling that needs no state to resume.
 
-`load("digits", None, binarization="fixed")` works offline; the other sets read files below `data.root`.
+`load("digits", None, binarization="fixed")` works offline; other sets read files in `data.root`.
 A further data set is one module with a function under `@register(name)`, imported here.
 """
 

@@ -1,4 +1,4 @@
-"""Larochelle's fixed binarisation of MNIST: 50,000 / 10,000 / 10,000 rows of 784 bits, no labels."""
+"""Larochelle's fixed binarisation of MNIST: 50,000 / 10,000 / 10,000 rows of 784 bits."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def read_amat(path: Path, rows: int) -> Tensor:
     width, size = 2 * PIXELS, path.stat().st_size
     if size != rows * width:
         raise ValueError(
-            f"{path}: expected {rows} text lines of {width} bytes ({rows * width} bytes), got {size}"
+            f"{path}: expected {rows} text lines of {width} bytes, {rows * width} in all, got {size}"
         )
     text = np.memmap(path, dtype=np.uint8, mode="r", shape=(rows, width))
     bits = np.empty((rows, PIXELS), dtype=np.uint8)

@@ -82,8 +82,8 @@ class Dataset:
     """The registered name, e.g. "mnist"."""
 
     binarization: Binarization
-    """"fixed": stored bits. "dynamic": training batches are fresh draws, evaluation is on the bits of
-    "fixed" with the same seed. "none": intensities in [0, 1]."""
+    """One of "fixed": stored bits; "dynamic": training batches are fresh draws, evaluation is on
+    the bits of "fixed" with the same seed; "none": intensities in [0, 1]."""
 
     binarization_seed: int | None
     """Seed of the draw behind the stored bits; None where there is no draw of ours."""

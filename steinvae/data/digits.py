@@ -28,7 +28,7 @@ def load(root: Path | None, binarization: Binarization, seed: int) -> Dataset:
     except ImportError as error:
         raise ImportError(
             "data.name=digits needs scikit-learn, which the extra `train` installs "
-            "(pip install '.[train]')"
+            "(pip install 'stein-kernels[train]')"
         ) from error
     images, classes = load_digits(return_X_y=True)
     pixels = torch.from_numpy(np.asarray(images, dtype=np.uint8))

@@ -1,0 +1,95 @@
+"""The manifest of a directory: size and SHA-256 of its files, and a digest of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+"""Version of the checkpoint layout. A reader accepts its own version and refuses newer ones."""
+
+MANIFEST = "manifest.json"
+_MAX_BYTES = 2**16  # ours has about 400; a larger one is not read
+
+
+def write_manifest(folder: Path, step: int, names: Sequence[str]) -> None:
+    """Write `folder`/manifest.json over the files `names`."""
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        for name in names
+    }
+    body = {"format": FORMAT, "step": step, "files": files}
+    text = json.dumps({**body, "sha256": _digest(body)}, indent=1)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def verify(folder: Path, names: Sequence[str], *, contents: bool = True) -> int:
+    """The step of a directory whose files `names` are as the manifest says.
+
+    `contents=False` compares sizes alone, which finds truncation without reading the files.
+
+    Errors: FileNotFoundError where there is nothing; ValueError naming the file and the fault.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder}: there is no such checkpoint")
+    if not folder.is_dir():
+        raise ValueError(
+            f"{folder}: expected a checkpoint directory, got a file; "
+            "single files (torch.save, pickle) are never opened"
+        )
+    manifest = _read(folder / MANIFEST)
+    files = manifest.get("files")
+    if not isinstance(files, dict) or sorted(files) != sorted(names):
+        raise ValueError(f"{folder / MANIFEST}: expected the files {sorted(names)}, got {files}")
+    for name in names:
+        _check_file(folder / name, files[name], contents)
+    return manifest["step"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path}: the manifest is missing")
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"{path}: expected a manifest, got {path.stat().st_size} bytes")
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected JSON, got: {error}") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
+        raise ValueError(f"{path}: expected a JSON object with an integer 'format'")
+    if manifest["format"] > FORMAT:
+        raise ValueError(
+            f"{path}: the checkpoint has format {manifest['format']}, this version of steinvae "
+            f"reads up to {FORMAT}; install a newer version to read it"
+        )
+    digest = manifest.pop("sha256", None)
+    if digest != _digest(manifest) or not isinstance(manifest.get("step"), int):
+        raise ValueError(f"{path}: the manifest does not match its own checksum (damaged)")
+    return manifest
+
+
+def _check_file(path: Path, entry: Any, contents: bool) -> None:
+    if not isinstance(entry, dict) or entry.keys() != {"bytes", "sha256"}:
+        raise ValueError(f"{path}: expected size and checksum in the manifest, got {entry}")
+    if not path.is_file():
+        raise ValueError(f"{path}: the file is missing")
+    if path.stat().st_size != entry["bytes"]:
+        raise ValueError(f"{path}: expected {entry['bytes']} bytes, got {path.stat().st_size}")
+    if contents and _sha256(path) != entry["sha256"]:
+        raise ValueError(f"{path}: the content does not match its SHA-256 (damaged)")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of a manifest without its own "sha256"."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
