@@ -1,0 +1,92 @@
+"""Builds the C++ kernels into the wheel where that is possible; all the rest is in pyproject.toml.
+
+STEIN_KERNELS_BUILD chooses: "auto" (default) builds the CPU kernels where torch and a C++ compiler are
+there, and otherwise installs pure Python, which builds them on first use; "cpu" fails instead; "none"
+never builds. Use it with --no-build-isolation: pip's isolated builds do not see torch.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+import sysconfig
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+GENERATED = ROOT / "build" / "generated"
+MODES = ("auto", "cpu", "none")
+MODE = os.environ.get("STEIN_KERNELS_BUILD", "auto")
+
+kernels = SimpleNamespace(**runpy.run_path(str(ROOT / "stein_kernels" / "_build.py")))
+
+
+def why_not() -> str | None:
+    """None where the extension can be built, otherwise the reason."""
+    if MODE == "none":
+        return "STEIN_KERNELS_BUILD=none"
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return "torch is not importable in this build (pip needs --no-build-isolation)"
+    return kernels.why_no_compiler()
+
+
+def extension() -> dict[str, Any]:
+    """The arguments of setup() that build stein_kernels._C."""
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    class BuildKernels(BuildExtension):
+        """In mode "auto" a failed compilation leaves a pure-Python package."""
+
+        def run(self) -> None:
+            kernels.write_header(GENERATED, CSRC, str(torch.__version__))
+            try:
+                super().run()
+            except Exception as error:
+                if MODE != "auto":
+                    raise
+                self.extensions = []
+                say(f"the compilation failed ({error})")
+
+    module = CppExtension(
+        "stein_kernels._C",
+        [str(path.relative_to(ROOT)) for path in kernels.sources(CSRC)],
+        include_dirs=[str(CSRC), str(GENERATED)],
+        extra_compile_args=kernels.CXX_FLAGS + kernels.OPENMP,
+        extra_link_args=kernels.OPENMP,
+    )
+    # ninja, which compiles in parallel, sits beside the Python of an environment that is not activated
+    os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildKernels}}
+
+
+def say(reason: str) -> None:
+    print(f"stein-kernels: pure-Python build: {reason}", file=sys.stderr)
+
+
+if MODE not in MODES:
+    raise SystemExit(f"STEIN_KERNELS_BUILD: expected one of {', '.join(MODES)}, got {MODE!r}")
+obstacle = why_not()
+if obstacle is not None:
+    if MODE == "cpu":
+        raise SystemExit(f"STEIN_KERNELS_BUILD=cpu: {obstacle}")
+    say(obstacle)
+
+setup(
+    # csrc travels inside the package, for the build on first use
+    packages=[*find_packages(include=["stein_kernels*", "steinvae*"]), "stein_kernels._csrc"],
+    package_dir={"stein_kernels._csrc": "csrc"},
+    package_data={
+        "stein_kernels": ["py.typed"],
+        "steinvae": ["py.typed"],
+        "stein_kernels._csrc": ["**/*.cpp", "**/*.h", "**/*.cu", "**/*.cuh"],
+    },
+    **(extension() if obstacle is None else {}),
+)
