@@ -1,0 +1,284 @@
+"""Every setting of a run, as frozen dataclasses: one docstring with its unit under each field.
+
+Nothing heavy is imported here, so that `--help` is fast. A value that is wrong by itself or does
+not fit another one raises `ValueError` with the dotted name of the setting, when it is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+Rule = Literal["liu_wang", "median", "median_squared"]
+MethodName = Literal["stein_vae", "vae", "iwae"]
+Binarization = Literal["fixed", "dynamic", "none"]
+
+
+def _require(condition: bool, setting: str, expected: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"{setting} must be {expected}, got {value!r}")
+
+
+def _check_bandwidth(value: Rule | float, setting: str) -> None:
+    named = value in get_args(Rule)
+    positive = isinstance(value, (int, float)) and 0 < value < float("inf")
+    _require(named or positive, setting, f"one of {get_args(Rule)} or a positive number", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images are modelled."""
+
+    name: Literal["digits", "mnist", "binarized_mnist"] = "digits"
+    """Data set: scikit-learn's 8x8 digits (offline), MNIST, or Larochelle's binarised MNIST."""
+
+    root: str | None = None
+    """Directory that holds the data files; not used by digits."""
+
+    binarization: Binarization = "fixed"
+    """fixed: one draw for ever; dynamic: a new draw at every visit; none: grey levels in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        only_fixed = self.name == "binarized_mnist"
+        _require(
+            not only_fixed or self.binarization == "fixed",
+            "data.binarization",
+            "'fixed' for data.name binarized_mnist, whose grey levels are not distributed",
+            self.binarization,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The networks: tanh MLPs on both sides, Bernoulli pixels."""
+
+    codes: int = 8
+    """Dimension d of a code z."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Units of each hidden layer, from the pixels to the code; the decoder mirrors them."""
+
+    encoder: Literal["flow", "residual", "concat"] = "flow"
+    """Form of z = f(x, xi); flow is injective in xi. vae and iwae use its Gaussian part."""
+
+    def __post_init__(self) -> None:
+        _require(self.codes >= 1, "model.codes", "at least 1", self.codes)
+        widths = len(self.hidden) >= 1 and all(width >= 1 for width in self.hidden)
+        _require(widths, "model.hidden", "one or more positive widths", self.hidden)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """The learning rule and its particles."""
+
+    name: MethodName = "stein_vae"
+    """stein_vae: Algorithm 1 of Pu et al. 2017; vae, iwae: the baselines on the same networks."""
+
+    self_term: Literal["leave_one_out", "include"] = "leave_one_out"
+    """Does a code enter its own kernel average? include: eq. 5 as printed, which collapses."""
+
+    code_particles: int = 10
+    """Codes per image and step: M of the paper for z, samples of the bound for vae and iwae."""
+
+    theta_particles: int = 1
+    """Decoders: M of the paper for theta; vae and iwae train one whatever this says."""
+
+    pairing: Literal["full", "strat"] = "full"
+    """full: every decoder sees every code; strat: the codes are dealt out to the decoders."""
+
+    bandwidth: Rule | float = "liu_wang"
+    """Kernel bandwidth h of the codes, one per image: a rule, or h itself in squared code units."""
+
+    theta_bandwidth: Rule | float = "liu_wang"
+    """Kernel bandwidth h of the decoders: a rule, or h itself in squared parameter units."""
+
+    regression_steps: int = 1
+    """K of eq. (7): optimiser steps of the encoder towards the moved codes."""
+
+    code_step: float = 0.1
+    """Step size epsilon of eq. (4); with K = 1 it cancels, so it acts only for K > 1."""
+
+    shared_noise: bool = False
+    """Use the same noise xi for every image of a minibatch, as Algorithm 1 prints it."""
+
+    def __post_init__(self) -> None:
+        codes, decoders, steps = self.code_particles, self.theta_particles, self.regression_steps
+        _require(codes >= 1, "method.code_particles", "at least 1", codes)
+        _require(decoders >= 1, "method.theta_particles", "at least 1", decoders)
+        _require(steps >= 1, "method.regression_steps", "at least 1", steps)
+        _require(self.code_step > 0, "method.code_step", "positive", self.code_step)
+        _check_bandwidth(self.bandwidth, "method.bandwidth")
+        _check_bandwidth(self.theta_bandwidth, "method.theta_bandwidth")
+        if self.name == "stein_vae":
+            self._check_particles()
+
+    @property
+    def decoders(self) -> int:
+        """Decoders that are trained: theta_particles, or 1 for the baselines."""
+        return self.theta_particles if self.name == "stein_vae" else 1
+
+    def _check_particles(self) -> None:
+        codes, decoders = self.code_particles, self.theta_particles
+        others = self.self_term == "include" or codes >= 2
+        enough = "at least 2 for method.self_term leave_one_out"
+        _require(others, "method.code_particles", enough, codes)
+        dealt = self.pairing == "full" or codes % decoders == 0
+        even = f"a multiple of method.theta_particles ({decoders}) for method.pairing strat"
+        _require(dealt, "method.code_particles", even, codes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Adam for decoders and encoder, with a cosine learning rate."""
+
+    learning_rate: float = 2e-3
+    """Learning rate at step 0."""
+
+    final_fraction: float = 0.02
+    """Learning rate after decay_steps, as a fraction of learning_rate; 1 keeps it constant."""
+
+    decay_steps: int = 3000
+    """Steps of the cosine; not tied to trainer.max_steps: a longer run repeats a shorter."""
+
+    def __post_init__(self) -> None:
+        rate, final = self.learning_rate, self.final_fraction
+        _require(0 < rate < float("inf"), "optimizer.learning_rate", "positive", rate)
+        _require(0 <= final <= 1, "optimizer.final_fraction", "between 0 and 1", final)
+        _require(self.decay_steps >= 1, "optimizer.decay_steps", "at least 1", self.decay_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """The loop."""
+
+    max_steps: int = 3000
+    """Minibatch updates in all."""
+
+    batch_size: int = 64
+    """Images in a minibatch."""
+
+    log_every: int = 25
+    """Steps between two training lines of metrics.jsonl."""
+
+    validate_every: int = 250
+    """Steps between two estimates on the validation images."""
+
+    checkpoint_every: int = 500
+    """Steps between two checkpoints; one is also written at the end and on SIGTERM or SIGINT."""
+
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept on disk."""
+
+    patience: int = 0
+    """Validations without a better value before training stops early; 0 never stops early."""
+
+    nonfinite_limit: int = 10
+    """Updates with a NaN or infinite gradient in a row that are skipped before the run fails."""
+
+    baseline: Literal["vae", "none"] = "vae"
+    """An ordinary VAE with the same networks and budget, trained beside stein_vae or iwae."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where tensors live; auto takes a GPU when torch sees one."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "batch_size", "log_every", "validate_every", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, f"trainer.{name}", "at least 1", getattr(self, name))
+        for name in ("keep_checkpoints", "nonfinite_limit"):
+            _require(getattr(self, name) >= 1, f"trainer.{name}", "at least 1", getattr(self, name))
+        _require(self.patience >= 0, "trainer.patience", "0 or more", self.patience)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """The reported negative log-likelihood: importance sampling with a fitted Gaussian (iw_g)."""
+
+    images: int = 0
+    """Test images, evenly spaced over the test set; 0 takes all of them."""
+
+    samples: int = 1000
+    """Importance samples per test image."""
+
+    validation_images: int = 100
+    """Validation images of the estimate that picks the best parameters; 0 takes all of them."""
+
+    validation_samples: int = 100
+    """Importance samples per validation image."""
+
+    fit_samples: int = 8
+    """Encoder samples that fit the Gaussian, per code dimension (at least 4; 64 or more in all)."""
+
+    inflation: float = 1.2
+    """Factor on the fitted standard deviation: the proposal must be wider than the posterior."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "validation_images"):
+            _require(
+                getattr(self, name) >= 0, f"evaluation.{name}", "0 or more", getattr(self, name)
+            )
+        for name in ("samples", "validation_samples"):
+            _require(
+                getattr(self, name) >= 1, f"evaluation.{name}", "at least 1", getattr(self, name)
+            )
+        _require(self.fit_samples >= 4, "evaluation.fit_samples", "at least 4", self.fit_samples)
+        _require(self.inflation >= 1, "evaluation.inflation", "at least 1", self.inflation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    preset: str | None = None
+    """Name of the preset the other defaults came from."""
+
+    run_dir: str | None = None
+    """Run folder; default runs/<preset or data>-<method>-<seed>, then -2, -3 and so on."""
+
+    seed: int = 0
+    """Seed of initialisation, data order, noise and evaluation."""
+
+    resume: Literal["never", "auto"] = "never"
+    """auto: continue from the newest checkpoint of the run folder, bit for bit, if there is one."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1", self.seed)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain dictionaries, lists and scalars, ready for YAML and JSON."""
+    return _plain(asdict(config))
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`; an unknown key is a `ValueError` that names it."""
+    return _build(Config, values, "")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
+    hints = get_type_hints(cls)
+    known = {item.name for item in fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"unknown setting {prefix}{unknown[0]}; known here: {sorted(known)}")
+    arguments = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if is_dataclass(hint) and isinstance(hint, type):
+            value = _build(hint, value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            value = tuple(value)
+        arguments[name] = value
+    return cls(**arguments)

@@ -1,0 +1,89 @@
+"""Bernoulli pixels behind tanh MLPs: the networks of Pu et al. 2017, section 5.2.
+
+Shapes: M decoders, B images of X pixels, n codes an image, d code dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steinvae.particles import Parameter
+
+
+class BernoulliMlp:
+    """p(x | z, theta) = prod_i Bernoulli(x_i; sigmoid(l_i(z, theta))), l a tanh MLP.
+
+    All M decoders run in one batched matrix product a layer; no loop over particles.
+    """
+
+    def __init__(self, codes: int, hidden: Sequence[int], pixels: int) -> None:
+        self.widths = (codes, *hidden, pixels)
+
+    @property
+    def parameters(self) -> list[Parameter]:
+        """Weights ~ N(0, 1/fan_in), biases 0."""
+        layers = enumerate(pairwise(self.widths))
+        return [
+            item
+            for layer, (fan_in, fan_out) in layers
+            for item in (
+                Parameter(f"weight{layer}", (fan_in, fan_out), fan_in**-0.5),
+                Parameter(f"bias{layer}", (1, fan_out), 0.0),
+            )
+        ]
+
+    def logits(self, theta: dict[str, Tensor], codes: Tensor) -> Tensor:
+        """l(z, theta): codes (M, n, d) or (1, n, d) for all decoders -> (M, n, X)."""
+        last = len(self.widths) - 2
+        particles = theta["weight0"].shape[0]
+        activation = codes.expand(particles, -1, -1)
+        for layer in range(last + 1):
+            weight, bias = theta[f"weight{layer}"], theta[f"bias{layer}"]
+            activation = torch.baddbmm(bias, activation, weight)
+            activation = activation if layer == last else activation.tanh()
+        return activation
+
+    def log_likelihood(self, theta: dict[str, Tensor], codes: Tensor, pixels: Tensor) -> Tensor:
+        """log p(x_b | z_bs, theta_m) in nats, summed over pixels.
+
+        Shapes: codes (M or 1, B, n, d), pixels (B, X) in [0, 1] -> (M, B, n) float32.
+        """
+        images, samples = codes.shape[1:3]
+        logits = self.logits(theta, codes.flatten(1, 2)).unflatten(1, (images, samples))
+        target = pixels[:, None, :].expand_as(logits)
+        return -F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
+
+    def mean_image(self, theta: dict[str, Tensor], codes: Tensor) -> Tensor:
+        """E[x | z] averaged over the decoders: codes (n, d) -> (n, X) in [0, 1]."""
+        return self.logits(theta, codes[None]).sigmoid().mean(0)
+
+
+class TanhMlp(nn.Module):
+    """A tanh MLP with fan-in scaled normal weights; tanh follows every layer but the last."""
+
+    def __init__(
+        self, widths: Sequence[int], generator: torch.Generator, last_scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        layers = [nn.Linear(fan_in, fan_out) for fan_in, fan_out in pairwise(widths)]
+        for layer in layers:
+            scale = last_scale if layer is layers[-1] else 1.0
+            nn.init.normal_(layer.weight, std=scale * layer.in_features**-0.5, generator=generator)
+            nn.init.zeros_(layer.bias)
+        *hidden, self.last = layers
+        self.hidden = nn.ModuleList(hidden)
+
+    def weights(self) -> list[Tensor]:
+        """The weight matrices, first layer first."""
+        return [*(item for item in self.hidden.parameters() if item.ndim == 2), self.last.weight]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., widths[0]) -> (..., widths[-1])."""
+        for layer in self.hidden:
+            x = layer(x).tanh()
+        return self.last(x)

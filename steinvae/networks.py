@@ -1,0 +1,60 @@
+"""What training changes: the decoders' parameters theta and the encoder's eta."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steinvae.config import Config
+from steinvae.data import step_generator
+from steinvae.models.mlp import BernoulliMlp
+from steinvae.particles import ParticleEnsemble
+from steinvae.recognition import StochasticEncoder, make_encoder
+
+
+@dataclass
+class Networks:
+    """A generative model, its parameter particles, and the recognition network."""
+
+    model: BernoulliMlp
+    theta: ParticleEnsemble
+    encoder: StochasticEncoder
+
+    @property
+    def device(self) -> torch.device:
+        """Where all tensors live."""
+        return self.theta.flat.device
+
+    def eta(self) -> list[torch.nn.Parameter]:
+        """The encoder's parameters."""
+        return list(self.encoder.parameters())
+
+    def parameter_count(self) -> dict[str, int]:
+        """Numbers in one decoder, in all decoders, and in the encoder."""
+        decoders, decoder = self.theta.flat.shape
+        encoder = sum(parameter.numel() for parameter in self.eta())
+        return {"decoder": decoder, "decoders": decoders * decoder, "encoder": encoder}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that training changes, by name; the tensors themselves, not copies."""
+        encoder = {f"encoder.{name}": item.data for name, item in self.encoder.named_parameters()}
+        return {"theta": self.theta.flat, **encoder}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Copy tensors, named and shaped as `tensors()` has them, in place."""
+        for name, own in self.tensors().items():
+            own.copy_(tensors[name])
+
+
+def build_networks(config: Config, pixels: int, device: torch.device | str) -> Networks:
+    """Fresh networks; the same seed gives every method the same trunk, heads and first decoder."""
+    shape, method = config.model, config.method
+    model = BernoulliMlp(shape.codes, tuple(reversed(shape.hidden)), pixels)
+    decoders = step_generator(config.seed, 0, "theta")
+    theta = ParticleEnsemble(model.parameters, method.decoders, decoders, device)
+    kind = shape.encoder if method.name == "stein_vae" else "gaussian"
+    draws = step_generator(config.seed, 0, "encoder")
+    encoder = make_encoder(kind, pixels, shape.hidden, shape.codes, draws)
+    return Networks(model, theta, encoder.to(device))
