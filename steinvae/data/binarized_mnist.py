@@ -102,9 +102,9 @@ def read_amat(path: Path, rows: int) -> Tensor:
     The lines all have 1,568 bytes, so the file is checked and read as a byte matrix in pieces.
     """
     width, size = 2 * PIXELS, path.stat().st_size
-    if size != rows * width:
+    if size != (expected := rows * width):
         raise ValueError(
-            f"{path}: expected {rows} text lines of {width} bytes, {rows * width} in all, got {size}"
+            f"{path}: expected {rows} text lines of {width} bytes ({expected}), got {size}"
         )
     text = np.memmap(path, dtype=np.uint8, mode="r", shape=(rows, width))
     bits = np.empty((rows, PIXELS), dtype=np.uint8)
