@@ -9,7 +9,8 @@ Shapes: M decoders, B images of X pixels, n samples an image, d code dimensions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import log, pi
 
 import torch
@@ -39,6 +40,9 @@ class Estimate:
 
     single: float
     """The same for one decoder alone, averaged over the decoders; equals `value` where M = 1."""
+
+    per_image: Tensor = field(repr=False, compare=False)
+    """(images,) float64, nats: for differences between models on the same images."""
 
 
 def log_mean_exp(values: Tensor, dim: int) -> Tensor:
@@ -84,42 +88,50 @@ def iw_g(
 
     log p(x) >= E log (1/n) sum_s pbar(x | z_s) N(z_s; 0, I) / N(z_s; m, inflation^2 C), with m and
     C from max(64, fit_samples d) encoder samples and z_s fresh draws of the proposal; pbar is the
-    mixture (1/M) sum_m p(x | z, theta_m). The noise of image b depends on (seed, b) alone.
+    mixture (1/M) sum_m p(x | z, theta_m). The noise of image b depends on
+    (seed, b) alone.
 
     Shapes: pixels (B, X) -> (2, B) float64: the mixture, and the mean over decoders of each alone.
     Source: Burda et al. 2016 for the bound; the paper's eq. 16 needs an encoder density instead.
     """
     fitted = max(64, fit_samples * networks.encoder.codes)
-    results = []
-    for image, row in enumerate(pixels):
-        generator = step_generator(seed, image, "evaluation")
-        shape = (1, fitted + samples, networks.encoder.codes)
-        noise = torch.randn(shape, generator=generator).to(pixels.device)
-        results.append(
-            _iw_g_one(networks, row[None], noise[:, :fitted], noise[:, fitted:], inflation)
+    logits_an_image = networks.theta.particles * samples * pixels.shape[1]
+    chunk = max(1, _LOGITS_AT_ONCE // logits_an_image)
+    estimates, first = [], 0
+    for images in pixels.split(chunk):
+        noise = _noise(seed, first, len(images), fitted + samples, networks)
+        estimates.append(
+            _iw_g_chunk(networks, images, noise.split([fitted, samples], 1), inflation)
         )
-    return torch.stack(results, dim=1)
+        first += len(images)
+    return torch.cat(estimates, dim=1)
 
 
-def _iw_g_one(
-    networks: Networks, pixels: Tensor, fit_noise: Tensor, noise: Tensor, inflation: float
+def _noise(seed: int, first: int, images: int, samples: int, networks: Networks) -> Tensor:
+    """(images, samples, d); image b draws from its own generator, whatever the chunks are."""
+    shape = (samples, networks.encoder.codes)
+    generators = [step_generator(seed, first + image, "evaluation") for image in range(images)]
+    draws = [torch.randn(shape, generator=generator) for generator in generators]
+    return torch.stack(draws).to(networks.device)
+
+
+def _iw_g_chunk(
+    networks: Networks, pixels: Tensor, noise: Sequence[Tensor], inflation: float
 ) -> Tensor:
+    fit_noise, proposal_noise = noise[0], noise[1].double()
     mean, scale_tril = fit_gaussian(networks.encoder(pixels, fit_noise), inflation)
-    noise = noise.double()
-    codes = mean[:, None] + noise @ scale_tril.transpose(1, 2)
+    codes = mean[:, None] + proposal_noise @ scale_tril.transpose(1, 2)
     log_prior = -0.5 * (codes.square().sum(-1) + codes.shape[-1] * log(2 * pi))
-    log_ratio = log_prior - gaussian_log_density(noise, scale_tril)
-    log_likelihood = _log_likelihood(networks, codes.float(), pixels)
-    log_weights = (log_likelihood.double() + log_ratio)[:, 0]
-    mixture = log_mean_exp(log_mean_exp(log_weights, 0), 0)
-    return torch.stack([mixture, log_mean_exp(log_weights, 1).mean()])
+    log_ratio = log_prior - gaussian_log_density(proposal_noise, scale_tril)
+    log_weights = _log_likelihood(networks, codes.float(), pixels).double() + log_ratio
+    mixture = log_mean_exp(log_mean_exp(log_weights, 0), -1)
+    return torch.stack([mixture, log_mean_exp(log_weights, -1).mean(0)])
 
 
 def _log_likelihood(networks: Networks, codes: Tensor, pixels: Tensor) -> Tensor:
-    """(M, B, n), in chunks of samples so that at most _LOGITS_AT_ONCE logits exist at a time."""
+    """(M, B, n), in chunks of samples so that about _LOGITS_AT_ONCE logits exist at a time."""
     leaves = networks.theta.leaves()
-    logits_a_sample = networks.theta.particles * pixels.numel()
-    chunk = max(1, _LOGITS_AT_ONCE // logits_a_sample)
+    chunk = max(1, _LOGITS_AT_ONCE // (networks.theta.particles * pixels.numel()))
     parts = [
         networks.model.log_likelihood(leaves, part[None], pixels)
         for part in codes.split(chunk, dim=1)
@@ -153,6 +165,7 @@ def negative_log_likelihood(
         standard_error=spread / images**0.5,
         images=images,
         single=single.mean().item(),
+        per_image=mixture,
     )
 
 

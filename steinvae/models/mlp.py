@@ -58,9 +58,11 @@ class BernoulliMlp:
         target = pixels[:, None, :].expand_as(logits)
         return -F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
 
-    def mean_image(self, theta: dict[str, Tensor], codes: Tensor) -> Tensor:
-        """E[x | z] averaged over the decoders: codes (n, d) -> (n, X) in [0, 1]."""
-        return self.logits(theta, codes[None]).sigmoid().mean(0)
+    def mean_images(self, theta: dict[str, Tensor], codes: Tensor) -> Tensor:
+        """E[x | z_i, theta_m], the decoders taking turns: codes (n, d) -> (n, X) in [0, 1]."""
+        means = self.logits(theta, codes[None]).sigmoid()
+        order = torch.arange(len(codes), device=codes.device)
+        return means[order % means.shape[0], order]
 
 
 class TanhMlp(nn.Module):

@@ -1,0 +1,69 @@
+"""Adam over decoders and encoder; the learning rate is a pure function of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import cos, isfinite, pi
+
+import torch
+from torch import Tensor
+
+from steinvae.config import OptimizerConfig
+from steinvae.networks import Networks
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def learning_rate(config: OptimizerConfig, step: int) -> float:
+    """From `learning_rate` at step 0 along a cosine to `final_fraction` of it at `decay_steps`."""
+    progress = min(1.0, step / config.decay_steps)
+    fraction = config.final_fraction
+    return config.learning_rate * (fraction + (1 - fraction) * 0.5 * (1 + cos(pi * progress)))
+
+
+class Optimizer:
+    """torch's Adam on the flat decoders (M, P) and the encoder's parameters.
+
+    `apply` takes descent gradients and leaves out the update where they are not finite.
+    """
+
+    def __init__(self, networks: Networks, config: OptimizerConfig) -> None:
+        self._config = config
+        self._theta, self._eta = networks.theta.flat, networks.eta()
+        self._adam = torch.optim.Adam([self._theta, *self._eta], lr=config.learning_rate)
+
+    def apply(self, step: int, theta: Tensor | None, eta: Sequence[Tensor]) -> float:
+        """One update; `theta=None` leaves the decoders alone. Returns the gradient norm.
+
+        Where the norm is not finite nothing changes, moments and their step count included.
+        """
+        gradients = [*eta] if theta is None else [theta, *eta]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not isfinite(norm):
+            return norm
+        self._theta.grad = theta
+        for parameter, gradient in zip(self._eta, eta, strict=True):
+            parameter.grad = gradient
+        self._adam.param_groups[0]["lr"] = learning_rate(self._config, step)
+        self._adam.step()
+        return norm
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Adam's state by name; empty before the first update."""
+        return {
+            f"adam.{index}.{name}": state[name]
+            for index, parameter in enumerate((self._theta, *self._eta))
+            if (state := self._adam.state.get(parameter))
+            for name in _MOMENTS
+        }
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `tensors`."""
+        groups = self._adam.state_dict()["param_groups"]
+        count = 1 + len(self._eta)
+        state = {
+            index: {name: tensors[f"adam.{index}.{name}"] for name in _MOMENTS}
+            for index in range(count)
+            if f"adam.{index}.step" in tensors
+        }
+        self._adam.load_state_dict({"state": state, "param_groups": groups})

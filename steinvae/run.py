@@ -1,0 +1,193 @@
+"""A run from its configuration to its folder: train, pick the best, test, report.
+
+run_dir/ config.yaml metrics.jsonl metrics.csv checkpoints/ model.safetensors
+         samples.png curves.png report.md result.json  baseline-vae/ (the same, beside it)
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from steinvae._atomic import replacing, write_text
+from steinvae.checkpoint import lock_run_dir
+from steinvae.config import Config, from_dict, to_dict
+from steinvae.data import Dataset, load, step_generator
+from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
+from steinvae.folder import check_same, choose_run_dir
+from steinvae.logging import JSONL, MetricsWriter, Progress
+from steinvae.networks import Networks, build_networks
+from steinvae.plots import save_curves, save_samples
+from steinvae.report import commit, versions, write_report, write_result
+from steinvae.signals import StopRequest
+from steinvae.trainer import Trainer, choose_device
+
+CONFIG, MODEL, RESULT = "config.yaml", "model.safetensors", "result.json"
+SAMPLES_DRAWN = 64
+
+
+class SetupError(Exception):
+    """The run cannot start: a setting, a data file or the run folder is not as it must be."""
+
+
+def run(config: Config) -> tuple[Path, list[dict[str, Any]]]:
+    """Train `config` and its baseline; returns the run folder and the results, baseline last."""
+    beside = baseline(config)
+    with ExitStack() as stack:
+        try:
+            run_dir = choose_run_dir(config)
+            stack.enter_context(lock_run_dir(run_dir))
+            dataset = load_data(config)
+            trainer = prepare(config, dataset, run_dir)
+            second = beside and prepare(beside, dataset, run_dir / f"baseline-{beside.method.name}")
+        except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+            raise SetupError(str(error)) from error
+        stop = stack.enter_context(StopRequest())
+        results = [train(each, stop) for each in (trainer, second) if each]
+        results[0]["baselines"] = results[1:]
+        write_report(run_dir, results[0], results[1:])
+        write_result(run_dir, results[0])
+    return run_dir, results
+
+
+def prepare(config: Config, dataset: Dataset, run_dir: Path) -> Trainer:
+    """A trainer in `run_dir`, continuing the run that is there if `resume` says so."""
+    if config.resume == "auto" and (run_dir / CONFIG).exists():
+        check_same(read_config(run_dir), config)
+    trainer = Trainer(config, dataset, run_dir)
+    if config.resume == "auto":
+        trainer.resume()
+    text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    write_text(run_dir / CONFIG, text)
+    return trainer
+
+
+def train(trainer: Trainer, stop: StopRequest) -> dict[str, Any]:
+    """Train to the end of the budget and test; returns the content of result.json."""
+    label, total = trainer.config.method.name, trainer.config.trainer.max_steps
+    with (
+        MetricsWriter(trainer.run_dir, trainer.step or None) as metrics,
+        Progress(total, start=trainer.step, label=label) as progress,
+    ):
+        trainer.fit(metrics, progress, stop)
+        progress.print(f"{label}: evaluating on the test images")
+    return finish(trainer)
+
+
+def finish(trainer: Trainer) -> dict[str, Any]:
+    """Select the best parameters, test them, and write the model, the pictures and result.json."""
+    run_dir, dataset, networks = trainer.run_dir, trainer.dataset, trainer.networks
+    selected = trainer.select()
+    save_model(run_dir, networks)
+    images = draw_samples(networks, SAMPLES_DRAWN, trainer.config.seed)
+    save_samples(run_dir / "samples.png", images, dataset.image_shape)
+    if (run_dir / JSONL).stat().st_size:
+        save_curves(run_dir / "curves.png", run_dir / JSONL)
+    result = describe(trainer, test(trainer.config, dataset, networks), selected)
+    write_result(run_dir, result)
+    return result
+
+
+def test(config: Config, dataset: Dataset, networks: Networks) -> Estimate:
+    """The reported NLL: `iw_g` on evenly spaced test images."""
+    settings = config.evaluation
+    indices = evenly_spaced(len(dataset.test), settings.images)
+    return negative_log_likelihood(
+        networks,
+        dataset.test.batch(indices).to(networks.device),
+        samples=settings.samples,
+        seed=config.seed,
+        fit_samples=settings.fit_samples,
+        inflation=settings.inflation,
+    )
+
+
+def describe(trainer: Trainer, estimate: Estimate, selected: int) -> dict[str, Any]:
+    """The content of result.json."""
+    config, count = trainer.config, trainer.networks.parameter_count()
+    method = config.method
+    own = {"self_term": method.self_term} if method.name == "stein_vae" else {}
+    return {
+        "method": method.name,
+        **own,
+        "data_set": trainer.dataset.name,
+        "binarization": trainer.dataset.binarization,
+        "steps": trainer.step,
+        "selected_step": selected,
+        "seconds": round(trainer.state["seconds"], 3),
+        "parameters": count["decoders"] + count["encoder"],
+        "nll": nll(estimate),
+        "nll_single_decoder": estimate.single,
+        "decoders": trainer.networks.theta.particles,
+        "skipped_updates": trainer.state["skipped"],
+        "seed": config.seed,
+        "device": str(trainer.device),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def nll(estimate: Estimate) -> dict[str, Any]:
+    """An estimate as result.json has it; a standard error needs two images, else it is null."""
+    return {
+        "estimator": estimate.estimator,
+        "value": estimate.value,
+        "standard_error": estimate.standard_error,
+        "images": estimate.images,
+    }
+
+
+def baseline(config: Config) -> Config | None:
+    """The VAE that is trained beside the method; None where the method is the VAE itself."""
+    name = config.trainer.baseline
+    if name == "none" or name == config.method.name:
+        return None
+    return replace(config, method=replace(config.method, name=name))
+
+
+def load_data(config: Config) -> Dataset:
+    """The data set of a configuration."""
+    return load(config.data.name, config.data.root, binarization=config.data.binarization)
+
+
+def save_model(run_dir: Path, networks: Networks) -> None:
+    """Write model.safetensors, the parameters that were tested."""
+    tensors = {name: item.cpu().contiguous() for name, item in networks.tensors().items()}
+    with replacing(run_dir / MODEL) as temporary:
+        save_file(tensors, temporary)
+
+
+def load_model(run_dir: Path, config: Config, pixels: int) -> Networks:
+    """The networks of a finished run."""
+    path = Path(run_dir) / MODEL
+    if not path.exists():
+        raise FileNotFoundError(
+            f"run_dir={run_dir} holds no {MODEL}: finish the run with "
+            f"python -m steinvae.train --config {Path(run_dir) / CONFIG} --resume auto"
+        )
+    networks = build_networks(config, pixels, choose_device(config.trainer.device))
+    networks.load(load_file(path))
+    return networks
+
+
+def read_config(run_dir: Path) -> Config:
+    """The configuration a run folder was made with."""
+    path = Path(run_dir) / CONFIG
+    if not path.exists():
+        raise FileNotFoundError(f"run_dir={run_dir} holds no {CONFIG}")
+    return from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+@torch.no_grad()
+def draw_samples(networks: Networks, count: int, seed: int) -> Tensor:
+    """Mean images of codes from the prior, the decoders taking turns: (count, X) in [0, 1]."""
+    generator = step_generator(seed, 0, "samples")
+    codes = torch.randn(count, networks.encoder.codes, generator=generator)
+    return networks.model.mean_images(networks.theta.leaves(), codes.to(networks.device))

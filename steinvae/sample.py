@@ -1,0 +1,44 @@
+"""`python -m steinvae.sample --run_dir DIR --output FILE.png`: draw images from a finished run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+DESCRIPTION = "Draw mean images of codes from the prior as a grid."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Load the run's model, draw, write the picture; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m steinvae.sample", description=DESCRIPTION)
+    parser.add_argument("--run_dir", required=True, help="folder of a finished run")
+    parser.add_argument("--output", required=True, help="picture to write (.png)")
+    parser.add_argument("--count", type=int, default=64, help="images to draw (default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the codes (default 0)")
+    parser.add_argument("--data.root", dest="root", help="data directory, where it has moved")
+    arguments = parser.parse_args(argv)
+    if arguments.count < 1:
+        parser.error(f"--count must be at least 1, got {arguments.count}")
+    from dataclasses import replace
+
+    from steinvae.plots import save_samples
+    from steinvae.run import draw_samples, load_data, load_model, read_config
+
+    try:
+        config = read_config(arguments.run_dir)
+        if arguments.root is not None:
+            config = replace(config, data=replace(config.data, root=arguments.root))
+        dataset = load_data(config)
+        networks = load_model(arguments.run_dir, config, dataset.train.pixels.shape[1])
+    except (ValueError, OSError, ImportError) as error:
+        print(f"steinvae.sample: {error}", file=sys.stderr)
+        return 1
+    images = draw_samples(networks, arguments.count, arguments.seed)
+    save_samples(arguments.output, images, dataset.image_shape)
+    print(arguments.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""SIGTERM and SIGINT as a request to stop at a step boundary, with the customary exit codes."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+HANDLED = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(SystemExit):
+    """Ends the process with 128 + signal: 143 for SIGTERM, 130 for SIGINT."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
+class StopRequest:
+    """Whether a signal asked this run to stop.
+
+    While `deferred()`, the first signal only sets `requested` and the loop stops where its state is
+    whole; a second one, or one outside, raises `Interrupted` at once. Use as a context manager; the
+    previous handlers come back at its end.
+    """
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+        self._deferring = False
+
+    def __enter__(self) -> StopRequest:
+        self._previous = {number: signal.signal(number, self._handle) for number in HANDLED}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Until the block ends, the first signal waits for `check`."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def check(self) -> None:
+        """Raise `Interrupted` where a signal has come."""
+        if self.requested is not None:
+            raise Interrupted(self.requested)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        first = self.requested is None
+        self.requested = number
+        if not (first and self._deferring):
+            raise Interrupted(number)

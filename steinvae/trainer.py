@@ -1,0 +1,223 @@
+"""The training loop: a pure update per step, everything random derived from (seed, step).
+
+A checkpoint holds the networks, Adam's moments, the best parameters so far and a few counters, so a
+resumed run repeats the uninterrupted one bit for bit, its metrics included.
+"""
+
+from __future__ import annotations
+
+import time
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steinvae import checkpoint
+from steinvae.config import Config
+from steinvae.data import BatchSampler, Dataset, step_generator
+from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
+from steinvae.logging import MetricsWriter, Progress
+from steinvae.networks import Networks, build_networks
+from steinvae.objectives import OBJECTIVES, Batch, regression_gradients
+from steinvae.optimizer import Optimizer, learning_rate
+from steinvae.signals import StopRequest
+
+
+class NonFiniteError(RuntimeError):
+    """Too many updates in a row had a NaN or infinite gradient."""
+
+
+class Trainer:
+    """Networks in training on one data set, with their run folder.
+
+    `step` counts updates done. The best parameters are those with the lowest validation NLL; the
+    test split is never looked at here.
+    """
+
+    def __init__(self, config: Config, dataset: Dataset, run_dir: Path) -> None:
+        self.config, self.dataset, self.run_dir = config, dataset, Path(run_dir)
+        self.device = choose_device(config.trainer.device)
+        pixels = dataset.train.pixels.shape[1]
+        self.networks: Networks = build_networks(config, pixels, self.device)
+        self.optimizer = Optimizer(self.networks, config.optimizer)
+        batch_size = config.trainer.batch_size
+        self._sampler = BatchSampler(len(dataset.train), batch_size, config.seed)
+        self._objective = OBJECTIVES[config.method.name]
+        self._best: dict[str, Tensor] = {}
+        self.state: dict[str, Any] = {
+            "best_value": None,
+            "best_step": None,
+            "since_best": 0,
+            "skipped": 0,
+            "skipped_in_a_row": 0,
+            "seconds": 0.0,
+        }
+        self.step = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all updates are done, or patience has run out."""
+        patience = self.config.trainer.patience
+        out_of_patience = 0 < patience <= self.state["since_best"]
+        return self.step >= self.config.trainer.max_steps or out_of_patience
+
+    def fit(self, metrics: MetricsWriter, progress: Progress, stop: StopRequest) -> None:
+        """Train until `finished`; on a signal, checkpoint at the step boundary and stop."""
+        if self.finished:
+            return
+        settings = self.config.trainer
+        started = time.monotonic() - self.state["seconds"]
+        with stop.deferred():
+            while not self.finished:
+                record = self._advance()
+                self.state["seconds"] = time.monotonic() - started
+                if record:
+                    metrics.write(self.step, record)
+                    progress.update(self.step, _shown(record))
+                leaving = stop.requested is not None or self.finished
+                if leaving or self.step % settings.checkpoint_every == 0:
+                    metrics.sync()
+                    self.save()
+                stop.check()
+
+    def _advance(self) -> dict[str, float]:
+        """One update, and a validation where one is due; returns what to log."""
+        settings = self.config.trainer
+        self.step += 1
+        log = self.step == 1 or self.step % settings.log_every == 0
+        stats = self.update(self.step - 1, monitor=log)
+        record = {f"train/{name}": value for name, value in stats.items()} if log else {}
+        if self.step % settings.validate_every == 0:
+            estimate = self.validate()
+            self._remember(estimate)
+            record["validation/nll"] = estimate.value
+        return record
+
+    def update(self, step: int, *, monitor: bool) -> dict[str, float]:
+        """Update `step` = 0, 1, ...: draw, compute gradients, apply them where they are finite.
+
+        Returns the statistics as numbers where `monitor`, else nothing (no synchronisation).
+        """
+        batch = self.batch(step, monitor=monitor)
+        method = self.config.method
+        gradients = self._objective(self.networks, batch, method, len(self.dataset.train))
+        norm = self.optimizer.apply(step, gradients.theta, gradients.eta)
+        if self._count(norm, step) and gradients.targets is not None:
+            for _ in range(method.regression_steps - 1):
+                further = regression_gradients(
+                    self.networks, batch, gradients.targets, method.code_step
+                )
+                self.optimizer.apply(step, None, further)
+        if not monitor:
+            return {}
+        stats = {name: value.item() for name, value in gradients.stats.items()}
+        rate = learning_rate(self.config.optimizer, step)
+        skipped = self.state["skipped"]
+        return stats | {"gradient_norm": norm, "learning_rate": rate, "skipped": skipped}
+
+    def batch(self, step: int, *, monitor: bool = False) -> Batch:
+        """The images and noise of update `step`, from (seed, step) alone."""
+        method, seed = self.config.method, self.config.seed
+        indices = self._sampler.indices(step)
+        pixels = self.dataset.train.batch(indices, step_generator(seed, step, "binarization"))
+        generator = step_generator(seed, step, "noise")
+        rows = 1 if method.shared_noise else len(indices)
+        shape = (rows, method.code_particles, self.config.model.codes)
+        noise = torch.randn(shape, generator=generator)
+        order = torch.randperm(method.code_particles, generator=generator)
+        pixels, noise, order = (item.to(self.device) for item in (pixels, noise, order))
+        return Batch(pixels, noise, order, monitor)
+
+    def validate(self) -> Estimate:
+        """The NLL on the validation images, always with the same noise."""
+        settings = self.config.evaluation
+        split = self.dataset.validation
+        indices = evenly_spaced(len(split), settings.validation_images)
+        return negative_log_likelihood(
+            self.networks,
+            split.batch(indices).to(self.device),
+            samples=settings.validation_samples,
+            seed=self.config.seed,
+            fit_samples=settings.fit_samples,
+            inflation=settings.inflation,
+        )
+
+    def select(self) -> int:
+        """Put the best parameters into the networks and return their step.
+
+        Without a validation at the last step, one is made here. It is kept out of the checkpoint:
+        a longer run, which would not validate at this step, continues from the same state.
+        """
+        if self.state["best_step"] is None:
+            return self.step
+        validated = self.step % self.config.trainer.validate_every == 0
+        if not validated and self.validate().value < self.state["best_value"]:
+            return self.step
+        self.networks.load(self._best)
+        return self.state["best_step"]
+
+    def save(self) -> None:
+        """Write a checkpoint and drop old ones."""
+        best = {f"best.{name}": tensor for name, tensor in self._best.items()}
+        tensors = self.networks.tensors() | self.optimizer.tensors() | best
+        checkpoint.save(self.run_dir, self.step, tensors, self.state)
+        checkpoint.prune(self.run_dir, self.config.trainer.keep_checkpoints)
+
+    def resume(self) -> bool:
+        """Continue from the newest intact checkpoint; False where there is none."""
+        path = checkpoint.latest(self.run_dir)
+        if path is None:
+            return False
+        saved = checkpoint.load(path)
+        own = self.networks.tensors()
+        extra = {n: t for n, t in saved.tensors.items() if n.startswith(("adam.", "best."))}
+        saved.require({n: (tuple(t.shape), t.dtype) for n, t in (own | extra).items()})
+        self.networks.load(saved.tensors)
+        self.optimizer.load(saved.tensors)
+        self._best = {
+            name.removeprefix("best."): tensor.to(self.device)
+            for name, tensor in saved.tensors.items()
+            if name.startswith("best.")
+        }
+        self.step, self.state = saved.step, dict(saved.state)
+        return True
+
+    def _remember(self, estimate: Estimate) -> None:
+        best = self.state["best_value"]
+        if not estimate.value < (float("inf") if best is None else best):  # NaN is never better
+            self.state["since_best"] += 1
+            return
+        self.state |= {"best_value": estimate.value, "best_step": self.step, "since_best": 0}
+        self._best = {name: item.clone() for name, item in self.networks.tensors().items()}
+
+    def _count(self, norm: float, step: int) -> bool:
+        """Book-keeping of skipped updates; True where the update was applied."""
+        if isfinite(norm):
+            self.state["skipped_in_a_row"] = 0
+            return True
+        self.state["skipped"] += 1
+        self.state["skipped_in_a_row"] += 1
+        in_a_row, limit = self.state["skipped_in_a_row"], self.config.trainer.nonfinite_limit
+        if in_a_row >= limit:
+            raise NonFiniteError(
+                f"gradients were not finite for {in_a_row} updates in a row, the last at step "
+                f"{step} (trainer.nonfinite_limit is {limit}); parameters are those before them, "
+                f"and the checkpoints in {self.run_dir} are untouched. "
+                "Try a smaller optimizer.learning_rate"
+            )
+        return False
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; auto takes a GPU when torch sees one."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ValueError("trainer.device is cuda, but torch sees no GPU")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+
+
+def _shown(record: dict[str, float]) -> dict[str, float]:
+    names = ("train/distortion", "validation/nll")
+    return {name.split("/")[1]: record[name] for name in names if name in record}
