@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -19,51 +20,46 @@ settings.register_profile("kernels", deadline=None, derandomize=True, max_exampl
 settings.load_profile("kernels")
 
 
+class Compiled(NamedTuple):
+    present: bool
+    reason: str
+
+
 @pytest.fixture(scope="session")
-def extension() -> _extension.Extension:
-    """Look for the compiled kernels once; a failed build is reported by ``require_compiled``."""
-    with warnings.catch_warnings():
+def compiled_kernels() -> Compiled:
+    """Look for the C++ kernels once, before any test puts others in their place."""
+    with warnings.catch_warnings():  # a failed build is reported below, by its reason
         warnings.simplefilter("ignore", RuntimeWarning)
-        return _extension.status()
-
-
-def require_compiled(extension: _extension.Extension) -> None:
-    if testing.has_compiled_kernels():
-        return
-    missing = f"no compiled CPU kernels: {extension.reason}"
-    if os.environ.get("CI"):
-        pytest.fail(missing)
-    pytest.skip(missing)
+        reason = _extension.status().reason
+    return Compiled(testing.has_compiled_kernels(), reason)
 
 
 @pytest.fixture(scope="module", params=["compiled", "composite", "reference"])
-def kernels(request, extension):
-    """The name of the implementation that the public functions use in this test."""
-    yield from _implementation(request.param, extension)
+def kernels(request, compiled_kernels):
+    """The name of the implementation that the public functions use in this test.
 
-
-@pytest.fixture(scope="module", params=["compiled", "composite"])
-def fused(request, extension):
-    """As ``kernels``, for what the reference is not meant to do: ops, memory, float32 accuracy."""
-    yield from _implementation(request.param, extension)
-
-
-@pytest.fixture(scope="module")
-def compiled(extension):
-    """The C++ kernels alone."""
-    yield from _implementation("compiled", extension)
-
-
-def _implementation(name, extension):
-    if name == "compiled":
-        require_compiled(extension)
-        yield name
-    elif name == "composite":
+    The only fixture that puts kernels in place, so that no two of them are in place at once; a test
+    for some implementations alone names them: ``parametrize("kernels", [...], indirect=True)``.
+    """
+    if request.param == "compiled":
+        _require(compiled_kernels)
+        yield "compiled"
+    elif request.param == "composite":
         with testing.composite_kernels():
-            yield name
+            yield "composite"
     else:
         with use_backend("reference"):
-            yield name
+            yield "reference"
+
+
+def _require(compiled: Compiled) -> None:
+    """Continuous integration has a compiler, so there a missing kernel is a failure."""
+    if compiled.present:
+        return
+    missing = f"no compiled CPU kernels: {compiled.reason}"
+    if os.environ.get("CI"):
+        pytest.fail(missing)
+    pytest.skip(missing)
 
 
 @pytest.fixture(autouse=True)
