@@ -88,6 +88,8 @@ def save(run_dir: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping
             temporary.mkdir()
             save_file(_separate(tensors), temporary / TENSORS)
             (temporary / STATE).write_text(text, encoding="utf-8")
+            # safetensors makes files for their owner alone; the umask should decide, as elsewhere
+            (temporary / TENSORS).chmod((temporary / STATE).stat().st_mode)
             write_manifest(temporary, step, (TENSORS, STATE))
             for written in (*temporary.iterdir(), temporary):
                 sync(written)

@@ -21,7 +21,7 @@ UNITS = {
     "rate": "nats per image",
     "kl": "nats per image",
     "loss": "nats per image",
-    "learning_rate": "per step",
+    "learning_rate": "Adam step size",
     "steps_per_second": "steps per second",
     "bandwidth": "squared code units",
 }

@@ -50,7 +50,7 @@ def _read_header(stream: BinaryIO, path: Path, ndim: int) -> tuple[int, ...]:
     if magic[:2] != b"\0\0":
         raise ValueError(f"{path}: expected an IDX magic number 00 00 .., got {magic.hex(' ')}")
     if magic[2] != _UNSIGNED_BYTE:
-        raise ValueError(f"{path}: expected type code 0x08 (unsigned byte), got {magic[2]:#04x}")
+        raise ValueError(f"{path}: expected type code 0x08 (unsigned byte), got 0x{magic[2]:02x}")
     if magic[3] != ndim:
         raise ValueError(f"{path}: expected {ndim} dimension(s), got {magic[3]}")
     header = stream.read(4 * ndim)
@@ -63,10 +63,11 @@ def _read_values(stream: BinaryIO, path: Path, shape: tuple[int, ...]) -> Tensor
     count = math.prod(shape)
     if count > MAX_BYTES:
         raise ValueError(f"{path}: expected at most {MAX_BYTES} values, the header says {shape}")
-    values = bytearray(count)
-    got = _read_into(stream, values)
-    if got < count:
-        raise ValueError(f"{path}: expected {count} values for {shape}, got {got} (truncated)")
+    values = _read_up_to(stream, count)
+    if len(values) < count:
+        raise ValueError(
+            f"{path}: expected {count} values for {shape}, got {len(values)}, truncated"
+        )
     if stream.read(1):
         raise ValueError(f"{path}: expected {count} values for {shape}, got trailing bytes")
     if count == 0:
@@ -74,13 +75,13 @@ def _read_values(stream: BinaryIO, path: Path, shape: tuple[int, ...]) -> Tensor
     return torch.from_numpy(np.frombuffer(values, dtype=np.uint8)).view(shape)
 
 
-def _read_into(stream: BinaryIO, buffer: bytearray) -> int:
-    """Fill `buffer` without a second copy of the file; returns how many bytes came."""
-    view, done = memoryview(buffer), 0
-    while done < len(buffer):
-        piece = stream.read(min(2**20, len(buffer) - done))
+def _read_up_to(stream: BinaryIO, count: int) -> bytearray:
+    """The next `count` bytes or what there is. The buffer grows with what comes, so a header that
+    promises a gigabyte costs nothing."""
+    values = bytearray()
+    while len(values) < count:
+        piece = stream.read(min(2**20, count - len(values)))
         if not piece:
             break
-        view[done : done + len(piece)] = piece
-        done += len(piece)
-    return done
+        values += piece
+    return values

@@ -39,6 +39,8 @@ class BatchSampler:
 
     def indices(self, step: int) -> Tensor:
         """Indices of minibatch `step` = 0, 1, ...: (batch_size,) int64."""
+        if step < 0:
+            raise ValueError(f"BatchSampler.indices: step must be at least 0, got {step}")
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             generator = step_generator(self.seed, epoch, "permutation")
