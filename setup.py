@@ -1,8 +1,8 @@
-"""Builds the C++ kernels into the wheel where that is possible; all the rest is in pyproject.toml.
+"""Builds the C++ kernels into the wheel where that is possible; the rest is in pyproject.toml.
 
-STEIN_KERNELS_BUILD chooses: "auto" (default) builds the CPU kernels where torch and a C++ compiler are
-there, and otherwise installs pure Python, which builds them on first use; "cpu" fails instead; "none"
-never builds. Use it with --no-build-isolation: pip's isolated builds do not see torch.
+STEIN_KERNELS_BUILD chooses: "auto" (default) builds the CPU kernels where torch and a C++ compiler
+are there, and otherwise installs pure Python, which builds them on first use; "cpu" fails instead;
+"none" never builds. Use it with --no-build-isolation: pip's isolated builds do not see torch.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def extension() -> dict[str, Any]:
         extra_compile_args=kernels.CXX_FLAGS + kernels.OPENMP,
         extra_link_args=kernels.OPENMP,
     )
-    # ninja, which compiles in parallel, sits beside the Python of an environment that is not activated
+    # ninja, which compiles in parallel, is beside the Python of an environment not activated
     os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildKernels}}
 

@@ -1,8 +1,8 @@
-"""Install the torch of constraints.txt into this environment, without CUDA where there is no GPU.
+"""Install the torch of constraints.txt into this environment, without CUDA where no GPU is.
 
-The default index serves Linux a torch that brings several gigabytes of CUDA libraries. Where pip would
-install those and the machine has no NVIDIA driver, uv, which knows where torch's CPU builds are, takes
-over. TORCH_INDEX=URL names the index of torch itself, and settles the question.
+The default index serves Linux a torch that brings several gigabytes of CUDA libraries. Where pip
+would install those and the machine has no NVIDIA driver, uv, which knows where torch's CPU builds
+are, takes over. TORCH_INDEX=URL names the index of torch itself, and settles the question.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ def brings_cuda() -> bool:
 def install() -> None:
     index = os.environ.get("TORCH_INDEX")
     if index:
-        subprocess.run([*PIP, "install", "--index-url", index, "-c", CONSTRAINTS, "torch"], check=True)
+        command = [*PIP, "install", "--index-url", index, "-c", CONSTRAINTS, "torch"]
+        subprocess.run(command, check=True)
     elif shutil.which("nvidia-smi") is None and brings_cuda():
-        print("no NVIDIA driver here: installing torch's CPU build", flush=True)
+        print("no NVIDIA driver here: installing the CPU build of torch", flush=True)
         subprocess.run([*PIP, "install", "uv"], check=True)
-        uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", sys.executable]
+        uv = [sys.executable, "-m", "uv", "-q", "pip", "install", "--python", sys.executable]
         subprocess.run([*uv, "--torch-backend=cpu", "-c", CONSTRAINTS, "torch"], check=True)
     else:
         subprocess.run([*PIP, "install", "-c", CONSTRAINTS, "torch"], check=True)
@@ -43,6 +44,6 @@ try:
     install()
 except subprocess.CalledProcessError as error:
     raise SystemExit(
-        f"torch was not installed ({' '.join(error.cmd[:6])} ... failed); TORCH_INDEX=URL makes pip "
-        "take torch from the index at that URL"
+        f"torch was not installed: {' '.join(error.cmd)} failed. "
+        "TORCH_INDEX=URL makes pip take torch from the index at that URL"
     ) from error

@@ -1,7 +1,7 @@
 """Which implementation an op runs, and why.
 
-An op that is called under ``"auto"`` runs the fastest implementation that is there for the device of
-its tensors. A backend that was asked for by name runs or raises: it never falls back.
+Under ``"auto"`` an op runs the fastest implementation that is there for the device of its tensors.
+A backend that was asked for by name runs or raises: it never falls back.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ class use_backend(ContextDecorator):
     """Run the ops of the block, or of the decorated function, on one backend.
 
     ``"auto"`` takes the fastest that is there for the tensors' device; ``"cpu"`` (C++), ``"cuda"``
-    (CUDA C++), ``"triton"`` and ``"reference"`` (plain torch, differentiable any number of times) run
-    or raise. Blocks nest; each thread and each asyncio task has its own.
+    (CUDA C++), ``"triton"`` and ``"reference"`` (plain torch, differentiable any number of times)
+    run or raise. Blocks nest; each thread and each asyncio task has its own.
 
     Raises:
         ValueError: an unknown name.
@@ -187,10 +187,13 @@ def require(op: str, x: Tensor) -> None:
 _ready: set[tuple[str, str]] = set()  # every op call asks: a set keeps that under a microsecond
 
 
-@torch.compiler.assume_constant_result
 def _ready_while_tracing(op: str, device: str, requested: str) -> str:
     """Dynamo runs this while it traces, so that the compiled graph finds the kernels loaded."""
     return _resolve(op, device, requested).backend
+
+
+# What torch.compiler.assume_constant_result sets; that decorator imports all of dynamo, 1.2 s.
+_ready_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _resolve(op: str, device: str, requested: str) -> Choice:
@@ -209,7 +212,7 @@ def _resolve(op: str, device: str, requested: str) -> Choice:
     for name in AUTO.get(device, ()):
         available, reason = availability(name)
         if available:
-            return Choice(name, f"the fastest for {device} tensors; {reason}")
+            return Choice(name, f"the fastest that is here for {device} tensors")
         refusals.append(f"{name}: {reason}")
     return Choice("reference", "; ".join(refusals) or f"no kernels for {device} tensors")
 

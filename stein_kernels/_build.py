@@ -1,7 +1,7 @@
-"""How csrc is compiled: sources, flags and build header, for setup.py and for the build on first use.
+"""How csrc is compiled: sources, flags, build header; for setup.py and the build on first use.
 
-Standard library only: setup.py reads this file where torch may be absent, and the build on first use
-runs it as a script in a fresh process, so that nothing of the build stays in the user's.
+Standard library only: setup.py reads this file where torch may be absent, and the build on first
+use runs it as a script in a fresh process, so that nothing of the build stays in the user's.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 HEADER = "stein_kernels_build.h"  # included by csrc/module.cpp alone: an edit rebuilds one object
 
 # No -march: one binary serves every CPU, csrc/cpu chooses the instruction set at run time.
-# No -std: torch's own default is the one that its headers of that version need.
-# errno and floating-point traps keep GCC from vectorising; no part of -ffast-math is used otherwise.
+# No -std: torch's default is the one that the headers of its version need.
+# errno and floating-point traps keep GCC from vectorising; no other part of -ffast-math is used.
 CXX_FLAGS = ["-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=fast"]
 CXX_FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
