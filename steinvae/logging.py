@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
 
+from torch import Tensor
+
 from steinvae._atomic import sync, write_text
 
 JSONL, CSV = "metrics.jsonl", "metrics.csv"
@@ -46,7 +48,7 @@ class MetricsWriter:
         self._jsonl_file = self._jsonl.open("a", encoding="utf-8")
         self._csv_file = self._rewrite_csv()
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    def write(self, step: int, scalars: Mapping[str, float | Tensor]) -> None:
         """Append one record; scalars may be numbers or 0-dimensional tensors.
 
         JSON has no NaN and no infinity: both are written as null (an empty field in the CSV).

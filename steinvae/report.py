@@ -212,7 +212,8 @@ def _nll_section(results: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for result in results:
         nll = result["nll"]
-        score = f"{nll['value']:.2f} ± {nll['standard_error']:.2f}"
+        error = nll["standard_error"]  # null for a single image
+        score = f"{nll['value']:.2f}" + ("" if error is None else f" ± {error:.2f}")
         cost = (f"{result['steps']:,}", f"{result['seconds']:.0f}", f"{result['parameters']:,}")
         rows.append((result["method"], score, nll["estimator"], f"{nll['images']:,}", *cost))
     header = ("method", "NLL (nats/image)", "estimator", "images", "steps", "seconds", "parameters")
