@@ -1,0 +1,1 @@
+"""Benchmarks of stein_kernels against torch as users write it, torch.compile and KeOps."""

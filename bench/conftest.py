@@ -1,0 +1,120 @@
+"""Options, the measuring fixtures, the records of a run and its targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench import records, targets
+from bench.collector import Collector
+from bench.environment import machine_slug
+from bench.methods import Method
+from bench.shapes import QUICK_SHAPES, QUICK_THREADS, SHAPES, THREADS, Shape
+from bench.timing import Workbench, interleaved, rounds_of
+
+_collector = pytest.StashKey[Collector]()
+_checks = pytest.StashKey[list[targets.Check]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("stein_kernels benchmarks")
+    group.addoption(
+        "--bench-quick",
+        action="store_true",
+        help="small shapes and one thread: a smoke run whose speeds mean nothing and are not kept",
+    )
+    group.addoption(
+        "--bench-records",
+        type=Path,
+        help="file of records (default: bench/results/<machine>.jsonl; none with --bench-quick)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_collector] = Collector()
+    # torch 2.13 raises it itself where torch.compile loads its backend
+    config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script_method`:DeprecationWarning")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Cases from METHODS of the module; with blocks, the methods of a problem take turns."""
+    if "method" not in metafunc.fixturenames:
+        return
+    quick = metafunc.config.getoption("--bench-quick")
+    shapes, threads = (QUICK_SHAPES, QUICK_THREADS) if quick else (SHAPES, THREADS)
+    if "block" in metafunc.fixturenames:
+        cases = interleaved(vars(metafunc.module)["METHODS"], shapes, threads)
+    else:
+        cases = vars(metafunc.module)["cases"](shapes, threads)
+    names = ["shape", "threads", "method", "block"][: len(cases[0])]
+    metafunc.parametrize(names, cases, ids=[_name(case) for case in cases])
+
+
+def _name(case: tuple) -> str:
+    shape, threads, method, *block = case
+    name = f"{shape.name}-{threads}t-{getattr(method, 'name', method)}"
+    return f"{name}-block{block[0]}" if block else name
+
+
+@pytest.fixture
+def collector(request: pytest.FixtureRequest) -> Collector:
+    return request.config.stash[_collector]
+
+
+@pytest.fixture(scope="session")
+def workbench() -> Workbench:
+    return Workbench()
+
+
+@pytest.fixture
+def measure(benchmark, collector: Collector, workbench: Workbench) -> Callable[..., None]:
+    """Time one block of a method on a problem and keep what it showed."""
+
+    def run(
+        experiment: str,
+        method: Method,
+        shape: Shape,
+        threads: int,
+        block: int,
+        *,
+        op: str = "",
+        shifted: bool = False,
+    ) -> None:
+        reason = method.skip(shape)
+        if reason:
+            pytest.skip(f"{method.name} at {shape.name}: {reason}")
+        ready = workbench.prepare(experiment, method, shape, threads, op, shifted)
+        benchmark.group = f"{experiment}-{shape.name}-{threads} threads"
+        benchmark.extra_info.update(collector.describe(shape, threads), **ready.errors)
+        benchmark.pedantic(ready.call, args=ready.inputs, rounds=rounds_of(ready.estimate, block))
+        collector.add_times(experiment, method.name, shape, threads, benchmark.stats.stats.data)
+        if block == 0:
+            for metric, error in ready.errors.items():
+                collector.add(experiment, method.name, shape, threads, metric, error)
+
+    return run
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Keep the records of a run without failures; fail the run where a target is missed."""
+    config = session.config
+    if exitstatus != pytest.ExitCode.OK:
+        return  # numbers of code that fails are worth nothing
+    measured = config.stash[_collector].records()
+    path = config.getoption("--bench-records")
+    if path is None and not config.getoption("--bench-quick"):
+        path = records.RESULTS / f"{machine_slug()}.jsonl"
+    if path is not None and measured:
+        records.replace(path, measured)
+    config.stash[_checks] = checks = targets.check(measured)
+    if any(check.failed for check in checks):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    checks = config.stash.get(_checks, [])
+    if checks:
+        terminalreporter.section("targets")
+        terminalreporter.write_line(targets.table(checks))
