@@ -16,7 +16,7 @@ from hypothesis import settings
 
 from stein_kernels import _extension, testing, use_backend
 
-settings.register_profile("kernels", deadline=None, derandomize=True, max_examples=25)
+settings.register_profile("kernels", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("kernels")
 
 

@@ -1,0 +1,219 @@
+"""First derivatives of the fused kernels, for every mix of arguments; second by the reference."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+import stein_kernels as sk
+from stein_kernels import reference
+from stein_kernels.testing import assert_gradients_match, gaussian_problem
+
+FUSED = pytest.mark.parametrize("kernels", ["compiled", "composite"], indirect=True)
+REFERENCE = pytest.mark.parametrize("kernels", ["reference"], indirect=True)
+OPS = ["svgd_direction", "stein_divergence"]
+OPTIONAL = ["weights", "query", "bandwidth"]
+MIXES = [mix for n in range(4) for mix in itertools.combinations(OPTIONAL, n)]
+
+
+def leaves(p, names=("x", "grad", "weights", "query", "bandwidth")):
+    return {name: getattr(p, name).detach().clone().requires_grad_() for name in names}
+
+
+def caller(op, names, **fixed):
+    """The op as a function of the tensors of these names alone, in order."""
+
+    def call(*tensors):
+        return getattr(sk, op)(**dict(zip(names, tensors, strict=True)), **fixed)
+
+    return call
+
+
+# --- against finite differences, in float64 ------------------------------------------------------
+
+
+@FUSED
+@pytest.mark.parametrize("left_out", [False, True], ids=["v", "u"])
+@pytest.mark.parametrize("mix", MIXES, ids="-".join)
+@pytest.mark.parametrize("op", OPS)
+def test_every_mix_of_arguments(kernels, op, mix, left_out):
+    if left_out and "query" in mix:
+        mix = tuple(name for name in mix if name != "query")
+    p = gaussian_problem(2, 5, 3, queries=4, dtype=torch.float64)
+    names = ("x", "grad", *mix)
+    fixed = {} if "bandwidth" in mix else {"bandwidth": p.bandwidth}
+    fixed["leave_one_out"] = left_out
+    assert gradcheck(caller(op, names, **fixed), tuple(leaves(p, names).values()))
+
+
+@FUSED
+@pytest.mark.parametrize("names", [("x", "bandwidth"), ("x", "y", "bandwidth")])
+def test_gram(kernels, names):
+    p = gaussian_problem(2, 5, 3, queries=4, dtype=torch.float64)
+    values = {"x": p.x, "y": p.query, "bandwidth": p.bandwidth}
+    inputs = tuple(values[name].requires_grad_() for name in names)
+    assert gradcheck(caller("rbf_gram", names), inputs)
+
+
+@FUSED
+@pytest.mark.parametrize("statistic", ["u", "v"])
+@pytest.mark.parametrize("mix", [(), ("weights",), ("bandwidth",), ("weights", "bandwidth")])
+def test_discrepancy(kernels, statistic, mix):
+    p = gaussian_problem(2, 5, 3, dtype=torch.float64)
+    names = ("x", "score", *mix)
+    values = {"x": p.x, "score": p.grad, "weights": p.weights, "bandwidth": p.bandwidth}
+    fixed = {} if "bandwidth" in mix else {"bandwidth": p.bandwidth}
+    inputs = tuple(values[name].requires_grad_() for name in names)
+    assert gradcheck(
+        caller("kernel_stein_discrepancy", names, statistic=statistic, **fixed), inputs
+    )
+
+
+@FUSED
+@pytest.mark.parametrize("op", OPS)
+def test_the_same_tensor_in_two_roles_collects_both_gradients(kernels, op):
+    p = gaussian_problem(5, 3, dtype=torch.float64)
+    x = p.x.requires_grad_()
+    assert gradcheck(lambda x: getattr(sk, op)(x, x * 0.5, query=x, bandwidth=p.bandwidth), (x,))
+
+
+@FUSED
+def test_one_bandwidth_for_a_whole_batch_collects_every_set(kernels):
+    p = gaussian_problem(3, 5, 2, dtype=torch.float64)
+    h = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda h: sk.svgd_direction(p.x, p.grad, bandwidth=h), (h,))
+
+
+# --- float32 against the reference in float64 ----------------------------------------------------
+
+
+@FUSED
+@pytest.mark.parametrize("shift", [0.0, 100.0, 1e4])
+@pytest.mark.parametrize("shape", [(3, 65, 3), (2, 40, 33), (1, 17, 300)])
+@pytest.mark.parametrize("left_out", [False, True], ids=["v", "u"])
+@pytest.mark.parametrize("op", OPS)
+def test_float32(kernels, op, shape, shift, left_out):
+    p = gaussian_problem(*shape, queries=21, shift=shift)
+    names = ["x", "grad", "weights", "bandwidth"] + ([] if left_out else ["query"])
+    v = torch.randn_like(p.x if left_out else p.query)
+    v = v if op == "svgd_direction" else v[..., 0]
+
+    def gradients(function, problem):
+        inputs = leaves(problem, names)
+        out = function(**inputs, leave_one_out=left_out)
+        return torch.autograd.grad(out, list(inputs.values()), v.to(out.dtype))
+
+    actual = gradients(getattr(sk, op), p)
+    expected = gradients(getattr(reference, op), p.double())
+    for name, got, wanted in zip(names, actual, expected, strict=True):
+        assert got.dtype == torch.float32
+        assert_gradients_match(got, wanted, relative_l2=5e-6, row_ratio=0.02, name=name)
+
+
+@FUSED
+def test_gram_in_float32(kernels):
+    p = gaussian_problem(2, 65, 7, queries=33, shift=100.0)
+    v = torch.randn(2, 65, 33)
+    got, wanted = [], []
+    for out, q, function in ((got, p, sk.rbf_gram), (wanted, p.double(), reference.rbf_gram)):
+        inputs = [value.requires_grad_() for value in (q.x, q.query, q.bandwidth)]
+        gram = function(inputs[0], inputs[1], bandwidth=inputs[2])
+        out.extend(torch.autograd.grad(gram, inputs, v.to(gram.dtype)))
+    for name, actual, expected in zip(("x", "y", "bandwidth"), got, wanted, strict=True):
+        assert_gradients_match(actual, expected, relative_l2=5e-6, row_ratio=0.02, name=name)
+
+
+# --- who receives a gradient ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", reference.RULES)
+def test_the_bandwidth_of_a_rule_is_a_constant(kernels, rule):
+    """The gradient is that of the same bandwidth given as a tensor."""
+    p = gaussian_problem(2, 9, 3, dtype=torch.float64)
+    v = torch.randn_like(p.x)
+
+    def gradient(bandwidth):
+        x = p.x.clone().requires_grad_()
+        return torch.autograd.grad(sk.svgd_direction(x, p.grad, bandwidth=bandwidth), x, v)[0]
+
+    constant = sk.median_bandwidth(p.x, rule=rule)
+    assert not constant.requires_grad
+    torch.testing.assert_close(gradient(rule), gradient(constant), rtol=1e-12, atol=1e-14)
+
+
+@FUSED
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("only", ["x", "grad", "weights", "query", "bandwidth"])
+def test_one_argument_alone_receives_its_gradient(kernels, op, only):
+    p = gaussian_problem(2, 9, 3, dtype=torch.float64)
+    everything = leaves(p)
+    out = getattr(sk, op)(**everything)
+    v = torch.randn_like(out)
+    expected = dict(
+        zip(everything, torch.autograd.grad(out, list(everything.values()), v), strict=True)
+    )
+    inputs = {name: value.detach() for name, value in everything.items()}
+    inputs[only].requires_grad_()
+    out = getattr(sk, op)(**inputs)
+    out.backward(v)
+    for name, value in inputs.items():
+        if name == only:
+            torch.testing.assert_close(value.grad, expected[name], rtol=1e-12, atol=1e-14)
+        else:
+            assert value.grad is None
+
+
+def test_nothing_asks_for_a_gradient(kernels):
+    p = gaussian_problem(9, 3)
+    assert not sk.svgd_direction(p.x, p.grad).requires_grad
+    with torch.no_grad():
+        assert not sk.svgd_direction(p.x.requires_grad_(), p.grad).requires_grad
+
+
+@FUSED
+def test_backward_runs_twice_on_a_retained_graph(kernels):
+    p = gaussian_problem(9, 3)
+    x = p.x.requires_grad_()
+    loss = sk.svgd_direction(x, p.grad).square().sum()
+    (first,) = torch.autograd.grad(loss, x, retain_graph=True)
+    (second,) = torch.autograd.grad(loss, x)
+    assert torch.equal(first, second)
+
+
+@FUSED
+def test_an_argument_changed_in_place_before_backward_is_refused(kernels):
+    p = gaussian_problem(9, 3)
+    x = p.x.clone().requires_grad_()
+    loss = sk.svgd_direction(x, p.grad, bandwidth=p.bandwidth).sum()
+    with torch.no_grad():
+        x += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+# --- second order --------------------------------------------------------------------------------
+
+
+@REFERENCE
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("left_out", [False, True], ids=["v", "u"])
+def test_the_reference_is_differentiable_twice(kernels, op, left_out):
+    p = gaussian_problem(4, 2, dtype=torch.float64)
+    names = ("x", "grad", "weights", "bandwidth")
+    call = caller(op, names, leave_one_out=left_out)
+    assert gradgradcheck(call, tuple(leaves(p, names).values()))
+
+
+@FUSED
+@pytest.mark.parametrize("op", [*OPS, "rbf_gram"])
+def test_the_fused_kernels_refuse_second_order(kernels, op):
+    p = gaussian_problem(4, 2)
+    x = p.x.requires_grad_()
+    arguments = (x,) if op == "rbf_gram" else (x, p.grad)
+    out = getattr(sk, op)(*arguments, bandwidth=p.bandwidth)
+    (first,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=rf"{op}.*first derivatives only.*use_backend\('refer"):
+        first.sum().backward()
