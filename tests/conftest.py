@@ -41,12 +41,14 @@ def data_root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def fresh_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+def fresh_python(tmp_path_factory) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run code in a new process that imports this tree; keywords are environment variables."""
+    elsewhere = tmp_path_factory.mktemp("cwd")  # -c imports from the working directory first
 
     def run(code: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, *options, "-c", code],
+            cwd=elsewhere,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
             capture_output=True,
             text=True,
