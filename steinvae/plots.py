@@ -15,17 +15,22 @@ from steinvae.logging import read_metrics
 
 UNITS = {
     "negative_elbo": "nats per image",
+    "negative_bound": "nats per image",
     "negative_log_likelihood": "nats per image",
     "nll": "nats per image",
     "distortion": "nats per image",
     "rate": "nats per image",
     "kl": "nats per image",
     "loss": "nats per image",
+    "code_spread": "code units, root mean square",
+    "direction": "nats per code unit, rms",
+    "stein_discrepancy": "per squared code unit",
+    "gradient_norm": "nats per parameter unit",
     "learning_rate": "Adam step size",
     "steps_per_second": "steps per second",
     "bandwidth": "squared code units",
 }
-"""Unit of a term on the vertical axis; a term that is not listed has none."""
+"""Unit of a term on the vertical axis; a term that is not listed is a pure number."""
 
 _PANELS = 8  # more are unreadable on one page; the CSV has everything
 _GAP = 0.65  # grey between the images of a grid
@@ -71,7 +76,8 @@ def tile(images: np.ndarray) -> np.ndarray:
 def save_curves(path: Path, metrics: Path) -> None:
     """Draw metrics.jsonl: one panel a term, training as a line, validation as marked points.
 
-    The vertical range leaves out the first 2 % of the run where they would flatten the rest.
+    Terms that never change are left out (a counter of skipped updates that stayed at 0). The
+    vertical range ignores the first 2 % of the run, which would flatten the rest.
 
     Errors: ValueError where there is no record with a number; ImportError naming the extra.
     """
@@ -79,13 +85,16 @@ def save_curves(path: Path, metrics: Path) -> None:
     panels = curves(read_metrics(metrics))
     if not panels:
         raise ValueError(f"{metrics}: expected records with numbers, got none")
-    names = list(panels)[:_PANELS]
+    names = ([name for name in panels if _changes(panels[name])] or list(panels))[:_PANELS]
+    end = max(steps[-1] for splits in panels.values() for steps, _ in splits.values())
     columns = min(2, len(names))
     rows = math.ceil(len(names) / columns)
     figure = figure_class(figsize=(5.2 * columns, 3.2 * rows), dpi=110, layout="constrained")
     canvas_class(figure)
     for index, name in enumerate(names):
-        _draw_panel(figure.add_subplot(rows, columns, index + 1), name, panels[name])
+        axes = figure.add_subplot(rows, columns, index + 1)
+        _draw_panel(axes, name, panels[name])
+        axes.set_xlim(0, 1.02 * max(1, end))
     with replacing(Path(path)) as temporary:
         figure.savefig(temporary)
 
@@ -107,6 +116,10 @@ def curves(records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Curve]]:
     return dict(sorted(panels.items(), key=lambda item: item[1].keys() <= {"train"}))
 
 
+def _changes(splits: dict[str, Curve]) -> bool:
+    return any(len(set(values)) > 1 for _, values in splits.values())
+
+
 def _draw_panel(axes: Any, term: str, splits: dict[str, Curve]) -> None:
     settled: list[float] = []
     for split, (steps, values) in splits.items():
@@ -118,10 +131,9 @@ def _draw_panel(axes: Any, term: str, splits: dict[str, Curve]) -> None:
     low, high = min(settled), max(settled)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     axes.set_ylim(low - margin, high + margin)
-    unit = UNITS.get(term)
     axes.set_title(term.replace("_", " "), loc="left", fontsize=10)
     axes.set_xlabel("step (minibatch updates)")
-    axes.set_ylabel(unit or "value")
+    axes.set_ylabel(UNITS.get(term, "count or ratio"))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
 

@@ -136,6 +136,10 @@ def test_a_checkpoint_under_another_step_is_refused(run):
         assert latest(run) == newest(run)
     shutil.copytree(newest(run), run / "best")
     assert load(run / "best").step == 2
+    manifest = run / "best" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"step": 2', '"step": 3'))
+    with pytest.raises(ValueError, match="the manifest does not match its own checksum"):
+        load(run / "best")
 
 
 def test_files_in_place_of_directories_are_never_opened(tmp_path, run):

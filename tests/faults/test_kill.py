@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-KILLS = 40
+KILLS = 30
 
 PROGRAM = """
 import json, os, random, signal, sys, time, warnings

@@ -58,8 +58,9 @@ def test_streams_depend_on_seed_step_and_name_alone():
 def test_a_stream_does_not_repeat():
     # Hashing into torch's 32 bits would give about 29 repeats in 500,000 steps.
     steps = 500_000
-    seeds = {step_generator(0, step, "noise").initial_seed() for step in range(0, steps, 100)}
-    assert len(seeds) == steps // 100
+    tried = [*range(0, steps, 100), *range(2**32 - steps, 2**32, 100), 2**31, 2**30, 2**31 + 2**30]
+    seeds = {step_generator(0, step, "noise").initial_seed() for step in tried}
+    assert len(seeds) == len(tried)
     assert len({_finalise(value) for value in range(steps)}) == steps
 
 

@@ -92,7 +92,8 @@ def write_metrics(run_dir: Path) -> Path:
     with MetricsWriter(run_dir, None) as metrics:
         for step in range(0, 500, 25):
             metrics.write(
-                step, {"train/learning_rate": 1e-3, "train/negative_elbo": 80.0 - step / 10}
+                step,
+                {"train/learning_rate": 1e-3 / (step + 1), "train/negative_elbo": 80.0 - step / 10},
             )
             if step % 100 == 0:
                 metrics.write(step, {"validation/negative_elbo": 85.0 - step / 10, "train/x": 1})
@@ -140,6 +141,23 @@ def test_curves_are_drawn_from_the_metrics(tmp_path):
     colours = picture.getcolors(maxcolors=2**20)
     assert colours is not None
     assert (214, 39, 40) in {colour for _, colour in colours}  # C3: the validation points
+
+
+def test_terms_that_never_change_get_no_panel(tmp_path):
+    changing, constant = (
+        {"loss": {"train": ([1, 2], [1.0, 2.0])}},
+        {"n": {"train": ([1, 2], [0.0, 0.0])}},
+    )
+    assert plots._changes(changing["loss"])
+    assert not plots._changes(constant["n"])
+    for name, extra in (("few", {}), ("more", {"train/skipped": 0.0})):
+        with MetricsWriter(tmp_path / name, None) as metrics:
+            for step in range(3):
+                metrics.write(step, {"train/loss": 1.0 / (step + 1), **extra})
+        save_curves(tmp_path / f"{name}.png", tmp_path / name / "metrics.jsonl")
+    few, more = (Image.open(tmp_path / f"{name}.png") for name in ("few", "more"))
+    assert few.size == more.size
+    assert np.array_equal(np.asarray(few), np.asarray(more))
 
 
 def test_curves_without_numbers_are_refused(tmp_path):
