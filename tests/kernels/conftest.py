@@ -11,7 +11,6 @@ import warnings
 from typing import NamedTuple
 
 import pytest
-import torch
 from hypothesis import settings
 
 from stein_kernels import _extension, testing, use_backend
@@ -66,12 +65,3 @@ def _require(compiled: Compiled) -> None:
 def _poisoned_memory():
     with testing.poison_empty():
         yield
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    """The suite times nothing; one thread keeps it steady on a shared machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -134,11 +134,9 @@ def test_targets_are_independent(kernels, case, weighted):
         pieces = [
             op(p.x, p.grad, query=part, **options) for part in (p.query[:, :cut], p.query[:, cut:])
         ]
-        together = torch.cat(pieces, 1)
-        scale = whole.double().abs().max() + (
-            2 / p.bandwidth.min() * case.d if whole.dim() < 3 else 0
-        )
-        assert (together - whole).abs().max() <= case.limit * scale
+        # a divergence near 0 has no scale of its own: its terms have that of the self term, c d
+        scale = whole.abs().max() + 2 / p.bandwidth.min() * case.d * (op is sk.stein_divergence)
+        assert (torch.cat(pieces, 1) - whole).abs().max() <= case.limit * scale
 
 
 @given(CASES, st.booleans(), st.booleans())
@@ -149,7 +147,7 @@ def test_sets_of_a_batch_are_independent_to_the_bit(kernels, case, weighted, by_
         options["bandwidth"] = "liu_wang"
     whole = sk.svgd_direction(p.x, p.grad, **options)
     for b in range(case.batch):
-        alone = {
+        alone: dict[str, Any] = {
             name: value if isinstance(value, str) else value[b : b + 1]
             for name, value in options.items()
         }
@@ -215,7 +213,7 @@ def test_a_narrow_kernel_leaves_every_particle_alone(kernels, case):
     """
     p = case._replace(d=max(case.d, 5)).problem()
     phi = sk.svgd_direction(p.x, p.grad, bandwidth=1e-6)
-    limit = FLOAT32 if case.dtype == torch.float32 else 1e-9 * p.x.shape[-1]
+    limit = FLOAT32 if case.dtype == torch.float32 else 1e-8 * p.x.shape[-1]
     assert_relative_error(phi, p.grad / case.m, limit)
 
 

@@ -202,6 +202,7 @@ def test_the_reference_has_forward_mode(kernels):
         x = forward_ad.make_dual(p.x, tangent)
         phi = sk.svgd_direction(x, p.grad, bandwidth=1.0)
         forward = forward_ad.unpack_dual(phi).tangent
+    assert forward is not None
     step = 1e-6
     ahead, behind = (
         sk.svgd_direction(p.x + sign * step * tangent, p.grad, bandwidth=1.0) for sign in (1, -1)
