@@ -149,10 +149,12 @@ def spectral_norm_bound(weight: Tensor, squarings: int = 5) -> Tensor:
     """Upper bound of the largest singular value of a matrix (m, n), at most n^(1/128) too large.
 
     With A = W^T W and k squarings, lambda_max(A) <= |A^(2^k)|_F^(1/2^k): matrix products only, so
-    it needs no decomposition, no state between calls and no synchronisation on a GPU. Normalising
-    before every squaring keeps float32 in range; log_scale carries the removed factors.
+    it needs no decomposition, no state between calls and no synchronisation on a GPU. Dividing
+    by the largest entry first, and by the norm before every squaring, keeps float32 in range.
     """
     rows, columns = weight.shape
+    largest = weight.abs().max().clamp_min(torch.finfo(weight.dtype).tiny)
+    weight = weight / largest
     power = weight.T @ weight if columns <= rows else weight @ weight.T
     log_scale = torch.zeros((), device=weight.device)
     for squaring in range(squarings):
@@ -161,4 +163,4 @@ def spectral_norm_bound(weight: Tensor, squarings: int = 5) -> Tensor:
         power = power / norm
         power = power @ power
     tail = power.norm().clamp_min(torch.finfo(power.dtype).tiny).log() / 2**squarings
-    return ((log_scale + tail) / 2).exp()
+    return largest * ((log_scale + tail) / 2).exp()

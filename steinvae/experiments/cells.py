@@ -1,0 +1,128 @@
+"""A table as cells: each is one training run that leaves one tidy record, and is not run twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+
+from steinvae.config import Config
+from steinvae.data import Dataset
+from steinvae.report import append_records, read_records, tidy_record
+from steinvae.run import load_data, prepare, train
+from steinvae.signals import StopRequest
+
+METRIC = "test_nll"
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a table."""
+
+    row: str
+    """The row of the table it belongs to, for example "Stein VAE, leave one out"."""
+
+    config: Config
+
+    def setting(self) -> dict[str, Any]:
+        """What decides the number, flat: a record with another setting is another cell."""
+        config, method = self.config, self.config.method
+        own = {
+            "self_term": method.self_term,
+            "encoder": config.model.encoder,
+            "pairing": method.pairing,
+            "theta_particles": method.theta_particles,
+            "bandwidth": method.bandwidth,
+        }
+        shared = {
+            "data": config.data.name,
+            "binarization": config.data.binarization,
+            "codes": config.model.codes,
+            "hidden": "-".join(map(str, config.model.hidden)),
+            "code_particles": method.code_particles,
+            "batch_size": config.trainer.batch_size,
+            "steps": config.trainer.max_steps,
+            "learning_rate": config.optimizer.learning_rate,
+        }
+        return shared | (own if method.name == "stein_vae" else {})
+
+    def matches(self, record: Record) -> bool:
+        """Whether the record is this cell's."""
+        evaluation = self.config.evaluation
+        same_test = (f"iw_g({evaluation.samples})", evaluation.images)
+        return (
+            record["method"] == self.config.method.name
+            and record["setting"] == self.setting()
+            and record["seed"] == self.config.seed
+            and record["metric"] == METRIC
+            and (record["estimator"], record["n"]) == same_test
+        )
+
+
+def run_cells(experiment: str, cells: Sequence[Cell], output: Path, run_dir: Path) -> list[Record]:
+    """Run the cells that have no record in `output` yet; returns the records of all of them.
+
+    A cell that was interrupted continues from its checkpoint in `run_dir`.
+    """
+    dataset: Dataset | None = None
+    with StopRequest() as stop:
+        for cell in cells:
+            name = f"{cell.row}, seed {cell.config.seed}"
+            if find(cell, _records(output)):
+                print(f"{name}: already in {output}")
+                continue
+            dataset = dataset or load_data(cell.config)
+            record = _run_cell(experiment, cell, dataset, run_dir, stop)
+            append_records(output, [record])
+            print(f"{name}: {record['value']:.2f} nats ({record['seconds']:.0f} s)", flush=True)
+    records = _records(output)
+    return [record for cell in cells if (record := find(cell, records))]
+
+
+def find(cell: Cell, records: Iterable[Record]) -> Record | None:
+    """The cell's newest record."""
+    return next((each for each in reversed(list(records)) if cell.matches(each)), None)
+
+
+def mean_and_error(values: Sequence[float]) -> str:
+    """Mean and its standard error over seeds, as text; a single value has no error."""
+    if len(values) < 2:
+        return f"{mean(values):.1f}"
+    return f"{mean(values):.1f} ± {stdev(values) / len(values) ** 0.5:.1f}"
+
+
+def _run_cell(
+    experiment: str, cell: Cell, dataset: Dataset, run_dir: Path, stop: StopRequest
+) -> Record:
+    folder = run_dir / f"{_slug(cell.row)}-{cell.config.seed}"
+    config = replace(cell.config, run_dir=str(folder), resume="auto")
+    trainer = prepare(config, dataset, folder)
+    result = train(trainer, stop)
+    threads = torch.get_num_threads()
+    return tidy_record(
+        experiment=experiment,
+        method=config.method.name,
+        setting=cell.setting(),
+        seed=config.seed,
+        metric=METRIC,
+        value=result["nll"]["value"],
+        stderr=result["nll"]["standard_error"],
+        n=result["nll"]["images"],
+        estimator=result["nll"]["estimator"],
+        seconds=result["seconds"],
+        device=f"{trainer.device}, {threads} thread{'s' if threads > 1 else ''}",
+    )
+
+
+def _records(path: Path) -> list[Record]:
+    return read_records(path) if path.exists() else []
+
+
+def _slug(text: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in text.lower()).strip("-")

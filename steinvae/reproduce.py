@@ -1,0 +1,48 @@
+"""`python -m steinvae.reproduce NAME`: run an experiment's cells, keep records, print the table.
+
+Cells that already have a record in the output file are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+DESCRIPTION = "Reproduce a table: train every cell, append its record, print the table."
+EXPERIMENTS = ("mnist_small",)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run what is missing, print the table; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m steinvae.reproduce", description=DESCRIPTION)
+    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("--data.root", dest="root", help="directory that holds the data files")
+    parser.add_argument("--seeds", type=_seeds, default=(0, 1, 2), help="default 0,1,2")
+    parser.add_argument("--output", type=Path, help="records (default docs/results/NAME.jsonl)")
+    parser.add_argument("--run_dir", type=Path, help="run folders (default runs/reproduce/NAME)")
+    arguments = parser.parse_args(argv)
+    name = arguments.experiment
+    output = arguments.output or Path("docs/results") / f"{name}.jsonl"
+    run_dir = arguments.run_dir or Path("runs/reproduce") / name
+    experiment = importlib.import_module(f"steinvae.experiments.{name}")
+    try:
+        table = experiment.run(arguments.root, arguments.seeds, output, run_dir)
+    except (OSError, ImportError) as error:
+        print(f"steinvae.reproduce: {error}", file=sys.stderr)
+        return 1
+    print(f"\n{table}\n\nrecords: {output}")
+    return 0
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    seeds = tuple(int(part) for part in text.split(","))
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"expected different numbers of 0 or more, got {text}")
+    return seeds
+
+
+if __name__ == "__main__":
+    sys.exit(main())
