@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -124,6 +125,7 @@ def test_several_builders_build_once(toy, monkeypatch):
 
     def build(directory, csrc, library):
         builds.append(directory)
+        time.sleep(0.2)  # the others have long looked for the library by now
         library.write_bytes(b"")
 
     def first_use(_):
