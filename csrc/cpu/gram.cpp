@@ -1,0 +1,127 @@
+#include "gram.h"
+
+#include <algorithm>
+
+namespace stein {
+
+namespace {
+
+constexpr Index kPanel = 24;   // rows of a block of distances: a multiple of every register tile's rows
+constexpr Index kRun = 1024;   // features summed in T before they go into a double
+
+// The first lane that row block [i0, ...) computes: lanes left of it are mirrored.
+template <class T>
+Index first_lane(const Set<T>& s, Index i0) {
+  return s.self() ? i0 / kMaxWidth * kMaxWidth : 0;
+}
+
+template <class T>
+void distances_packed(const Set<T>& s, T* out, Index ld) {
+  const auto& ops = tile_ops<T>();
+  const Index ldm = padded(s.m);
+  Buffer<T> x(s.d * ldm), y(s.self() ? 0 : s.d * ld);
+  pack_features(s.x, s.m, s.d, x.get(), ldm);
+  if (!s.self()) pack_features(s.y, s.n, s.d, y.get(), ld);
+  const T* targets = s.self() ? x.get() : y.get();
+  parallel(at::divup(s.m, kPanel), at::divup(Index{1} << 15, s.n * s.d), [&](Index begin,
+                                                                                      Index end) {
+    for (Index i0 = begin * kPanel; i0 < std::min(s.m, end * kPanel); i0 += kPanel) {
+      const Index rows = std::min(kPanel, s.m - i0), l0 = first_lane(s, i0);
+      ops.squared_distance(s.d, rows, ld - l0, x + i0, ldm, targets + l0, ld, out + i0 * ld + l0, ld);
+    }
+  });
+}
+
+// Long rows: features in chunks whose number depends on the shape alone, each chunk's sums in double, added
+// in a fixed order: the same bits with any number of threads.
+template <class T>
+void distances_streamed(const Set<T>& s, T* out, Index ld) {
+  const auto& ops = tile_ops<T>();
+  constexpr Index kRows = 32;
+  const Index panels = at::divup(s.m, kRows);
+  const Index fits = (Index{32} << 20) / (static_cast<Index>(sizeof(double)) * s.m * ld);
+  const Index chunks = std::max<Index>(1, std::min<Index>({s.d / 16384, 16, fits}));
+  const Index length = at::divup(at::divup(s.d, chunks), kRun) * kRun;
+  Buffer<double> partial(chunks * s.m * ld);
+  parallel(chunks * panels, 1, [&](Index begin, Index end) {
+    for (Index task = begin; task < end; ++task) {
+      const Index chunk = task / panels, i_begin = task % panels * kRows;
+      const Index i_end = std::min(s.m, i_begin + kRows);
+      double* sums = partial + chunk * s.m * ld;
+      std::fill(sums + i_begin * ld, sums + i_end * ld, 0.0);
+      const Index last = std::min(s.d, (chunk + 1) * length);
+      for (Index f = chunk * length; f < last; f += kRun) {
+        const Index run = std::min(kRun, last - f);
+        for (Index j = s.self() ? i_begin : 0; j < s.n; j += 4)
+          for (Index i = i_begin; i < (s.self() ? std::min(i_end, j + 4) : i_end); i += 4) {
+            double block[16] = {};
+            const Index ra = std::min<Index>(4, i_end - i), rb = std::min<Index>(4, s.n - j);
+            ops.row_distance(run, s.x + i * s.d + f, s.d, ra, s.targets() + j * s.d + f, s.d, rb, block);
+            for (Index p = 0; p < ra; ++p)
+              for (Index q = 0; q < rb; ++q) sums[(i + p) * ld + j + q] += block[p * 4 + q];
+          }
+      }
+    }
+  });
+  parallel(s.m, 16, [&](Index begin, Index end) {
+    for (Index i = begin; i < end; ++i)
+      for (Index j = first_lane(s, i); j < ld; ++j) {
+        const Index row = s.self() ? std::min(i, j) : i, column = s.self() ? std::max(i, j) : j;
+        double total = 0;
+        for (Index k = 0; k < chunks && column < s.n; ++k)
+          total += partial[(k * s.m + row) * ld + column];
+        out[i * ld + j] = static_cast<T>(total);
+      }
+  });
+}
+
+}  // namespace
+
+template <class T>
+void squared_distances(const Set<T>& s, T* out, Index ld) {
+  if (s.d >= kLongRow)
+    distances_streamed(s, out, ld);
+  else
+    distances_packed(s, out, ld);
+  if (s.self()) mask_diagonal(out, ld, 0, s.m, 0, s.n);
+}
+
+template <class T>
+void radial_gram(const Set<T>& s, T* gram, Index ld, double h) {
+  const auto& ops = tile_ops<T>();
+  const T scale = static_cast<T>(-1.0 / h);
+  parallel(at::divup(s.m, kPanel), at::divup(Index{1} << 12, s.n), [&](Index begin, Index end) {
+    for (Index i0 = begin * kPanel; i0 < std::min(s.m, end * kPanel); i0 += kPanel) {
+      const Index rows = std::min(kPanel, s.m - i0), l0 = first_lane(s, i0);
+      ops.radial(rows, ld - l0, gram + i0 * ld + l0, ld, s.self() || !s.w ? nullptr : s.w + i0, scale,
+                 nullptr);
+    }
+  });
+  if (!s.self()) return;
+  // Lower triangle from the upper one, in square blocks that stay in L1.
+  for (Index i0 = 0; i0 < s.m; i0 += kMaxWidth)
+    for (Index j0 = 0; j0 < i0; j0 += kMaxWidth)
+      for (Index i = i0; i < std::min(s.m, i0 + kMaxWidth); ++i)
+        for (Index j = j0; j < j0 + kMaxWidth; ++j) gram[i * ld + j] = gram[j * ld + i];
+  if (s.w)
+    for (Index i = 0; i < s.m; ++i)
+      for (Index j = 0; j < s.n; ++j) gram[i * ld + j] *= s.w[i];
+}
+
+template <class T>
+void column_mass(const T* gram, Index ld, Index m, Index n, T c, T* mass) {
+  const auto& ops = tile_ops<T>();
+  Buffer<double> sum(ld);
+  std::fill_n(sum.get(), ld, 0.0);
+  for (Index i = 0; i < m; ++i) ops.add(n, gram + i * ld, sum);
+  for (Index j = 0; j < n; ++j) mass[j] = static_cast<T>(c * sum[j]);
+}
+
+#define STEIN_INSTANTIATE(T)                                           \
+  template void squared_distances<T>(const Set<T>&, T*, Index);        \
+  template void radial_gram<T>(const Set<T>&, T*, Index, double);      \
+  template void column_mass<T>(const T*, Index, Index, Index, T, T*);
+STEIN_INSTANTIATE(float)
+STEIN_INSTANTIATE(double)
+
+}  // namespace stein

@@ -1,0 +1,21 @@
+// Distances and kernel values of one set, stored: M x N with rows of `ld` (N padded).
+#pragma once
+
+#include "pairs.h"
+
+namespace stein {
+
+// |x_i - y_j|^2. Where targets are the sources only the blocks on and above the diagonal are made, and the
+// diagonal is inf (its kernel value is 0).
+template <class T>
+void squared_distances(const Set<T>& s, T* out, Index ld);
+
+// In place: w_i exp(-r2 / h), mirrored where targets are the sources; w is applied where the set has it.
+template <class T>
+void radial_gram(const Set<T>& s, T* gram, Index ld, double h);
+
+// mass[j] = c sum_i gram[i][j], summed in double.
+template <class T>
+void column_mass(const T* gram, Index ld, Index m, Index n, T c, T* mass);
+
+}  // namespace stein

@@ -1,0 +1,181 @@
+// What every op shares on the CPU: the arguments of one set, scratch memory, packing, and the loop over sets.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <new>
+
+#include <optional>
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+
+#include "tile.h"
+
+namespace stein {
+
+using Index = std::int64_t;
+
+constexpr Index kTargets = 64;      // lanes of a tile: one target each
+constexpr Index kSources = 128;     // rows of a tile: 128 x 64 floats are 32 KB, half of an L1 cache
+constexpr Index kDirect = 16;       // up to this d the field is summed by differences (see direct_field)
+constexpr Index kSmallSet = 256;    // up to this M a set's Gram matrix (256 KB) stays in L2
+constexpr Index kLongRow = 4096;    // from this d on, rows are streamed instead of packed
+
+// Scratch memory of one thread, handed out and taken back in stack order: small sets would otherwise spend
+// more time in the allocator than in arithmetic (eight buffers per set of 20 particles).
+class Arena {
+ public:
+  static constexpr std::size_t kBytes = std::size_t{1} << 20;
+  static Arena& mine() {
+    static thread_local Arena arena;
+    return arena;
+  }
+  void* take(std::size_t bytes) {
+    if (!block_) block_.reset(new (std::align_val_t(64)) unsigned char[kBytes]);
+    if (bytes > kBytes - used_) return nullptr;
+    void* p = block_.get() + used_;
+    used_ += bytes;
+    return p;
+  }
+  void give_back(std::size_t bytes) { used_ -= bytes; }
+
+ private:
+  struct Free {
+    void operator()(unsigned char* p) const { ::operator delete[](p, std::align_val_t(64)); }
+  };
+  std::unique_ptr<unsigned char, Free> block_;
+  std::size_t used_ = 0;
+};
+
+// Uninitialised, cache-line aligned memory for one scope of one thread.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(Index n)
+      : bytes_((sizeof(T) * static_cast<std::size_t>(n) + 63) / 64 * 64),
+        data_(static_cast<T*>(Arena::mine().take(bytes_))),
+        borrowed_(data_ != nullptr) {
+    if (!borrowed_) data_ = static_cast<T*>(::operator new(bytes_, std::align_val_t(64)));
+  }
+  ~Buffer() {
+    if (borrowed_)
+      Arena::mine().give_back(bytes_);
+    else
+      ::operator delete(data_, std::align_val_t(64));
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  T* get() const { return data_; }
+  operator T*() const { return data_; }
+
+ private:
+  std::size_t bytes_;
+  T* data_;
+  bool borrowed_;
+};
+
+// at::parallel_for without its set-up cost where it would run serially anyway.
+template <class F>
+void parallel(Index end, Index grain, const F& f) {
+  if (end <= 0) return;
+  if (end <= grain || at::in_parallel_region())
+    f(Index{0}, end);
+  else
+    at::parallel_for(0, end, grain, f);
+}
+
+// One set: M sources and N targets in d dimensions, all contiguous rows.
+template <class T>
+struct Set {
+  const T* x;  // [M, d]
+  const T* g;  // [M, d]
+  const T* w;  // [M], or null for uniform weights
+  const T* y;  // [N, d], where the targets are not the sources
+  Index m, n, d;
+  bool leave_one_out;
+  bool own_targets;  // not y == nullptr: an empty query has no address either
+
+  bool self() const { return own_targets; }
+  const T* targets() const { return own_targets ? x : y; }
+  // The factor of uniform weights; given weights are applied pair by pair.
+  double factor() const {
+    const Index others = m - (leave_one_out ? 1 : 0);
+    return w ? 1.0 : 1.0 / static_cast<double>(others > 0 ? others : 1);
+  }
+};
+
+inline bool is_half(const at::Tensor& t) {
+  return t.scalar_type() == at::kHalf || t.scalar_type() == at::kBFloat16;
+}
+
+// Contiguous, in the dtype that sums are made in.
+inline at::Tensor widened(const at::Tensor& t) {
+  return (is_half(t) ? t.to(at::kFloat) : t).contiguous();
+}
+
+// The arguments that the direction, its divergence and their backwards have in common.
+struct Arguments {
+  at::Tensor x, grad, weights, query;  // undefined where not given
+  Index batch, m, n, d;
+  bool leave_one_out;
+
+  Arguments(const at::Tensor& x_in, const at::Tensor& grad_in,
+            const std::optional<at::Tensor>& weights_in, const std::optional<at::Tensor>& query_in,
+            bool leave_one_out_in)
+      : x(widened(x_in)), grad(widened(grad_in)), leave_one_out(leave_one_out_in) {
+    if (weights_in) weights = widened(*weights_in);
+    if (query_in) query = widened(*query_in);
+    batch = x.size(0);
+    m = x.size(1);
+    d = x.size(2);
+    n = query_in ? query.size(1) : m;
+  }
+
+  template <class T>
+  Set<T> set(Index b) const {
+    return {x.const_data_ptr<T>() + b * m * d,
+            grad.const_data_ptr<T>() + b * m * d,
+            weights.defined() ? weights.const_data_ptr<T>() + b * m : nullptr,
+            query.defined() ? query.const_data_ptr<T>() + b * n * d : nullptr,
+            m, n, d, leave_one_out, !query.defined()};
+  }
+};
+
+// out[f][i] = x[i][f], rows of out padded to `ld` with zeros.
+template <class T>
+void pack_features(const T* x, Index rows, Index d, T* out, Index ld) {
+  parallel(d, at::divup(Index{1} << 16, rows + 1), [&](Index begin, Index end) {
+    for (Index f = begin; f < end; ++f) {
+      T* row = out + f * ld;
+      for (Index i = 0; i < rows; ++i) row[i] = x[i * d + f];
+      for (Index i = rows; i < ld; ++i) row[i] = 0;
+    }
+  });
+}
+
+// Sets in parallel when there are enough of them; otherwise each set runs its own loops in parallel.
+template <class F>
+void for_each_set(Index batch, const F& run) {
+  if (batch >= at::get_num_threads()) {
+    at::parallel_for(0, batch, 1, [&](Index begin, Index end) {
+      for (Index b = begin; b < end; ++b) run(b);
+    });
+  } else {
+    for (Index b = 0; b < batch; ++b) run(b);
+  }
+}
+
+// Gives the pairs (j, j) inside a tile of rows [i0, i0 + rows) and lanes [j0, j0 + lanes) the distance
+// inf, whose kernel is 0: the diagonal is added apart, exactly.
+template <class T>
+void mask_diagonal(T* tile, Index ld, Index i0, Index rows, Index j0, Index lanes) {
+  const Index begin = i0 > j0 ? i0 : j0;
+  const Index end = i0 + rows < j0 + lanes ? i0 + rows : j0 + lanes;
+  for (Index j = begin; j < end; ++j)
+    tile[(j - i0) * ld + (j - j0)] = std::numeric_limits<T>::infinity();
+}
+
+}  // namespace stein

@@ -1,0 +1,120 @@
+// The pair functions of the tile primitives; included by tile_impl.h inside its namespace.
+// Each walks its tile a vector of lanes at a time, so that the sums over rows stay in registers.
+
+template <class T>
+STEIN_INLINE typename Simd<T>::V lanes_or(const T* values, Index l, T fallback) {
+  return values ? load(values + l) : typename Simd<T>::V{} + fallback;
+}
+
+template <class T>
+STEIN_INLINE T row_or(const T* values, Index r, T fallback) {
+  return values ? values[r] : fallback;
+}
+
+template <class T>
+STEIN_INLINE void add_lanes(double* out, Index l, typename Simd<T>::V v) {
+  if (out)
+    for (int lane = 0; lane < Simd<T>::W; ++lane) out[l + lane] += v[lane];
+}
+
+template <class T>
+STEIN_INLINE typename Simd<T>::V kernel_of(typename Simd<T>::V squared, T h) {
+  using S = Simd<T>;
+  return exp_nonpositive<T, typename S::V, typename S::I>(squared * (T{-1} / h));
+}
+
+template <class T>
+void direction_backward(const PairTile<T>& t) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  for (Index l = 0; l < t.lanes; l += S::W) {
+    V sum = {}, mass = {}, weight = {};
+    const V lane_weight = lanes_or(t.lane_weight, l, T{1});
+    const V lane_shift = lanes_or(t.lane_shift, l, T{0}) * t.c;
+    for (Index r = 0; r < t.rows; ++r) {
+      const Index at = r * t.ld + l;
+      const V k = kernel_of<T>(load(t.kernel + at), t.h);
+      const T row_weight = row_or(t.row_weight, r, T{1});
+      V s = {};
+      if (t.p) s = (load(t.p + at) + lane_shift) * row_weight;
+      if (t.q) {
+        const V b = load(t.q + at) + t.c * row_or(t.row_shift, r, T{0});
+        s += lane_weight * b;
+        weight += k * b;
+      }
+      s = s * k;
+      store(t.kernel + at, k);
+      store((t.p ? t.p : t.q) + at, s);
+      sum += s;
+      mass += k * row_weight;
+    }
+    add_lanes<T>(t.sum, l, sum);
+    add_lanes<T>(t.mass, l, mass);
+    add_lanes<T>(t.weight, l, weight);
+  }
+}
+
+template <class T>
+STEIN_INLINE typename Simd<T>::V trace(typename Simd<T>::V squared, typename Simd<T>::V along, T c, T d) {
+  // Pairs left out have an infinite distance and k = 0; a finite stand-in keeps 0 * trace at 0.
+  const T far = static_cast<T>(1e30);
+  squared = squared > far ? typename Simd<T>::V{} : squared;
+  return c * (d - c * squared - along);
+}
+
+template <class T>
+void divergence(const PairTile<T>& t) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  for (Index l = 0; l < t.lanes; l += S::W) {
+    V sum = {};
+    for (Index r = 0; r < t.rows; ++r) {
+      const Index at = r * t.ld + l;
+      const V squared = load(t.kernel + at);
+      const V along = load(t.p + at) - row_or(t.row_shift, r, T{0});
+      const V k = kernel_of<T>(squared, t.h) * row_or(t.row_weight, r, T{1});
+      sum += k * trace<T>(squared, along, t.c, static_cast<T>(t.d));
+    }
+    add_lanes<T>(t.sum, l, sum);
+  }
+}
+
+template <class T>
+void divergence_backward(const PairTile<T>& t) {
+  using S = Simd<T>;
+  using V = typename S::V;
+  const T inverse = T{1} / t.h, square = t.c * t.c, d = static_cast<T>(t.d);
+  for (Index l = 0; l < t.lanes; l += S::W) {
+    V sum = {}, mass = {}, weight = {};
+    const V lane_weight = lanes_or(t.lane_weight, l, T{1});
+    const V lane_shift = lanes_or(t.lane_shift, l, T{0});
+    const V lane_cotangent = lanes_or(t.lane_cotangent, l, T{0});
+    for (Index r = 0; r < t.rows; ++r) {
+      const Index at = r * t.ld + l;
+      const V squared = load(t.kernel + at);
+      const V k = kernel_of<T>(squared, t.h);
+      V radial = {};
+      if (t.p) {
+        const V along = load(t.p + at) - row_or(t.row_shift, r, T{0});
+        const V a = lane_cotangent * k * row_or(t.row_weight, r, T{1});
+        radial += a * (trace<T>(squared, along, t.c, d) * inverse + square);
+        store(t.p + at, a);
+      }
+      if (t.q) {
+        const V along = load(t.q + at) - lane_shift;
+        const V b = k * row_or(t.row_cotangent, r, T{0});
+        const V u = trace<T>(squared, along, t.c, d);
+        radial += lane_weight * b * (u * inverse + square);
+        store(t.q + at, b);
+        mass += b;
+        weight += b * u;
+      }
+      radial = radial * T{-2};
+      store(t.kernel + at, radial);
+      sum += radial;
+    }
+    add_lanes<T>(t.sum, l, sum);
+    add_lanes<T>(t.mass, l, mass);
+    add_lanes<T>(t.weight, l, weight);
+  }
+}
