@@ -3,6 +3,7 @@
 // says what was built. No torch header here: this file compiles in seconds.
 #include <pybind11/pybind11.h>
 
+#include "cpu/tile.h"
 #include "stein_kernels_build.h"  // written by stein_kernels/_build.py
 
 namespace py = pybind11;
@@ -13,6 +14,17 @@ extern "C" __attribute__((visibility("default"), used)) const char stein_kernels
     "stein_kernels build: torch=" STEIN_KERNELS_TORCH ";source=" STEIN_KERNELS_SOURCE ";";
 
 namespace {
+
+// Instruction sets that the kernels are compiled for; csrc/cpu/tile.cpp chooses among them.
+py::list instruction_sets() {
+  py::list names;
+  names.append("generic");
+#if defined(__x86_64__)
+  names.append("avx2");
+  names.append("avx512");
+#endif
+  return names;
+}
 
 py::dict build_info() {
   py::dict info;
@@ -30,6 +42,7 @@ py::dict build_info() {
 #else
   info["openmp"] = false;
 #endif
+  info["instruction_sets"] = instruction_sets();
   info["cuda_archs"] = py::list();
   return info;
 }
@@ -39,4 +52,7 @@ py::dict build_info() {
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Compiled kernels of stein_kernels.";
   m.def("build_info", &build_info, "What this library was built from and for.");
+  m.def(
+      "instruction_set", [] { return stein::tile_ops<float>().name; },
+      "The instruction set that the kernels run on this machine.");
 }
