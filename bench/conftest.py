@@ -16,6 +16,7 @@ from bench.timing import Workbench, interleaved, rounds_of
 
 _collector = pytest.StashKey[Collector]()
 _checks = pytest.StashKey[list[targets.Check]]()
+_partial = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,12 +29,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--bench-records",
         type=Path,
-        help="file of records (default: bench/results/<machine>.jsonl; none with --bench-quick)",
+        help="file of records; bench/results/<machine>.jsonl, none with --bench-quick or -k",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_collector] = Collector()
+    config.stash[_partial] = False
     # torch 2.13 raises it itself where torch.compile loads its backend
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit.script_method`:DeprecationWarning")
 
@@ -50,6 +52,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         cases = vars(metafunc.module)["cases"](shapes, threads)
     names = ["shape", "threads", "method", "block"][: len(cases[0])]
     metafunc.parametrize(names, cases, ids=[_name(case) for case in cases])
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    if items:
+        items[0].config.stash[_partial] = True
 
 
 def _name(case: tuple) -> str:
@@ -104,7 +111,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return  # numbers of code that fails are worth nothing
     measured = config.stash[_collector].records()
     path = config.getoption("--bench-records")
-    if path is None and not config.getoption("--bench-quick"):
+    # a selection by -k would take the place of its experiments' other records
+    if path is None and not config.getoption("--bench-quick") and not config.stash[_partial]:
         path = records.RESULTS / f"{machine_slug()}.jsonl"
     if path is not None and measured:
         records.replace(path, measured)

@@ -21,16 +21,18 @@ from bench.methods import Call, Method, build
 from bench.shapes import Shape, exact_bandwidth, make_inputs
 
 BLOCKS = (0, 1)
-BLOCK_SECONDS = 1.5
-MAX_ROUNDS = 20  # in a block
-SLOW = 3.0  # seconds a call: three rounds in all are enough, and 12 s of the machine
+ENOUGH = 3.0  # seconds of rounds after which a median is good, given MIN_ROUNDS
+LIMIT = 12.0  # seconds of rounds that a slow method may take, given LEAST_ROUNDS
+MIN_ROUNDS, MAX_ROUNDS, LEAST_ROUNDS = 6, 40, 3
+SAME = 1e-2  # relative error above which a method computes something else: no rival at all
 
 
 def rounds_of(seconds: float, block: int) -> int:
-    """Rounds of a block for a call of so many seconds: 6 to 40 in both; 3 of a slow call."""
-    if seconds > SLOW:
-        return 2 - block
-    return min(MAX_ROUNDS, max(3, math.ceil(BLOCK_SECONDS / max(seconds, 1e-6))))
+    """Rounds of a block for a call of so many seconds: 6 to 40 in both, from 3 for a slow one."""
+    seconds = max(seconds, 1e-6)
+    wanted = min(MAX_ROUNDS, max(MIN_ROUNDS, math.ceil(ENOUGH / seconds)))
+    rounds = max(LEAST_ROUNDS, min(wanted, int(LIMIT / seconds)))
+    return (rounds + 1) // 2 if block == 0 else rounds // 2
 
 
 def interleaved(
@@ -86,6 +88,8 @@ def _prepare(method: Method, shape: Shape, threads: int, op: str, shifted: bool)
     errors = {}
     if op and isinstance(output, Tensor):
         errors = _errors(call, op, shape, output, shifted)
+        if not errors["relative_error"] < SAME:
+            raise RuntimeError(f"{method.name} at {shape.name} is wrong: {errors}")
     return Prepared(call, inputs, estimate, errors)
 
 
