@@ -9,6 +9,7 @@ from torch import Tensor
 
 from steinvae.config import Config
 from steinvae.data import step_generator
+from steinvae.models import GenerativeModel
 from steinvae.models.mlp import BernoulliMlp
 from steinvae.particles import ParticleEnsemble
 from steinvae.recognition import StochasticEncoder, make_encoder
@@ -18,7 +19,7 @@ from steinvae.recognition import StochasticEncoder, make_encoder
 class Networks:
     """A generative model, its parameter particles, and the recognition network."""
 
-    model: BernoulliMlp
+    model: GenerativeModel
     theta: ParticleEnsemble
     encoder: StochasticEncoder
 

@@ -30,7 +30,9 @@ class Optimizer:
     def __init__(self, networks: Networks, config: OptimizerConfig) -> None:
         self._config = config
         self._theta, self._eta = networks.theta.flat, networks.eta()
-        self._adam = torch.optim.Adam([self._theta, *self._eta], lr=config.learning_rate)
+        self._adam = torch.optim.Adam(
+            [self._theta, *self._eta], lr=config.learning_rate, fused=True
+        )
 
     def apply(self, step: int, theta: Tensor | None, eta: Sequence[Tensor]) -> float:
         """One update; `theta=None` leaves the decoders alone. Returns the gradient norm.

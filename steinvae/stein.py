@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stein_kernels import svgd_direction
-from steinvae.models.mlp import BernoulliMlp
+from steinvae.models import GenerativeModel
 from steinvae.particles import ParticleEnsemble
 
 
@@ -46,7 +46,7 @@ def deal_codes(codes: Tensor, decoders: int, permutation: Tensor | None) -> Tens
 
 
 def posterior_scores(
-    model: BernoulliMlp,
+    model: GenerativeModel,
     theta: ParticleEnsemble,
     codes: Tensor,
     pixels: Tensor,

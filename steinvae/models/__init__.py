@@ -1,1 +1,30 @@
 """Generative models p(x | z, theta): a likelihood and the network that feeds it, one file each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from steinvae.particles import Parameter
+
+
+class GenerativeModel(Protocol):
+    """What training and evaluation ask of a model; its parameters live in a `ParticleEnsemble`.
+
+    Shapes: M decoders, B images of X pixels, n codes an image, d code dimensions.
+    """
+
+    @property
+    def parameters(self) -> Sequence[Parameter]:
+        """The parameters of one decoder, in the order of the flat buffer."""
+        ...
+
+    def log_likelihood(self, theta: dict[str, Tensor], codes: Tensor, pixels: Tensor) -> Tensor:
+        """log p(x_b | z_bs, theta_m): codes (M or 1, B, n, d), pixels (B, X) -> (M, B, n) nats."""
+        ...
+
+    def mean_images(self, theta: dict[str, Tensor], codes: Tensor) -> Tensor:
+        """E[x | z_i, theta_m], the decoders taking turns: codes (n, d) -> (n, X) in [0, 1]."""
+        ...

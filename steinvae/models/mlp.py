@@ -23,14 +23,13 @@ class BernoulliMlp:
 
     def __init__(self, codes: int, hidden: Sequence[int], pixels: int) -> None:
         self.widths = (codes, *hidden, pixels)
+        self.parameters = self._parameters()
 
-    @property
-    def parameters(self) -> list[Parameter]:
+    def _parameters(self) -> list[Parameter]:
         """Weights ~ N(0, 1/fan_in), biases 0."""
-        layers = enumerate(pairwise(self.widths))
         return [
             item
-            for layer, (fan_in, fan_out) in layers
+            for layer, (fan_in, fan_out) in enumerate(pairwise(self.widths))
             for item in (
                 Parameter(f"weight{layer}", (fan_in, fan_out), fan_in**-0.5),
                 Parameter(f"bias{layer}", (1, fan_out), 0.0),
