@@ -28,7 +28,7 @@ CASES = [  # compiled shape, torch shape, targets compared (None: all of them), 
     pytest.param((1, 2000, 50), (1, 300, 50), 150, 2e-6, id="2000x50"),
     pytest.param((1, 10000, 16), (1, 700, 16), 200, 2e-6, id="10000x16"),
     pytest.param((1, 20000, 3), (1, 1000, 3), 200, 2e-6, id="20000x3"),
-    pytest.param((1, 100, 200000), (1, 20, 20000), 8, 5e-6, id="100x200000"),
+    pytest.param((1, 100, 200000), (1, 20, 20000), 4, 5e-6, id="100x200000"),
 ]
 
 

@@ -110,3 +110,9 @@ def test_degenerate_sets(kernels, dtype):
 def test_median_takes_no_gradient(kernels):
     x = gaussian_problem(9, 2).x.requires_grad_()
     assert not sk.median_bandwidth(x).requires_grad
+
+
+@FUSED
+def test_the_op_itself_is_a_constant_for_autograd(kernels):
+    x = gaussian_problem(2, 9, 2).x.requires_grad_()
+    assert not torch.ops.stein_kernels.median_distance(x).requires_grad

@@ -15,7 +15,7 @@ print(time.perf_counter() - start)
 """
 
 
-@pytest.mark.parametrize("shape", ["64, 100, 50", "100, 3", "1000, 7"])
+@pytest.mark.parametrize("shape", ["64, 100, 50", "1000, 7"])
 def test_first_call_in_a_fresh_process(kernels, fresh_python, shape):
     """Under 0.2 s after the import, the best of three processes on a machine that others share."""
     seconds = []
