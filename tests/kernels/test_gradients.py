@@ -110,7 +110,9 @@ def test_float32(kernels, op, shape, shift, left_out):
     expected = gradients(getattr(reference, op), p.double())
     for name, got, wanted in zip(names, actual, expected, strict=True):
         assert got.dtype == torch.float32
-        assert_gradients_match(got, wanted, relative_l2=5e-6, row_ratio=0.02, name=name)
+        # the terms of a bandwidth's gradient cancel over all pairs of the set
+        limit = 1e-5 if name == "bandwidth" else 5e-6
+        assert_gradients_match(got, wanted, relative_l2=limit, row_ratio=0.02, name=name)
 
 
 @FUSED
