@@ -17,9 +17,9 @@ PIXELS = 6
 def make_networks() -> Callable[..., Networks]:
     """Networks of 6 pixels, 5 hidden units and `codes` dimensions, in float64."""
 
-    def make(codes: int = 2, encoder: str = "flow", **method) -> Networks:
+    def make(codes: int = 2, **method) -> Networks:
         config = Config(
-            model=ModelConfig(codes=codes, hidden=(5,), encoder=encoder),
+            model=ModelConfig(codes=codes, hidden=(5,)),
             method=MethodConfig(**method),
         )
         networks = build_networks(config, PIXELS, "cpu")

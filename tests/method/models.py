@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from steinvae.networks import Networks
 from steinvae.particles import Parameter, ParticleEnsemble
+from steinvae.recognition import StochasticEncoder
 
 CODES, PIXELS = 2, 4
 
@@ -37,8 +38,12 @@ class LinearGaussian:
         covariance = (weight @ weight.T / self.noise**2 + torch.eye(CODES)).inverse()
         return weight.T @ covariance / self.noise**2, covariance
 
+    def mean_images(self, theta: dict[str, Tensor], codes: Tensor) -> Tensor:
+        """Of the first decoder."""
+        return codes @ theta["weight"][0]
 
-class LinearEncoder(nn.Module):
+
+class LinearEncoder(StochasticEncoder):
     """z = x A + xi L^T: contains the posterior of a linear Gaussian model."""
 
     codes = CODES
@@ -51,11 +56,11 @@ class LinearEncoder(nn.Module):
         return (pixels @ self.to_mean)[:, None] + noise @ self.scale.T
 
 
-def linear_networks(decoders: int, factor: float) -> Networks:
+def linear_networks(decoders: int, factor: float) -> tuple[LinearGaussian, Networks]:
     """`decoders` similar decoders, and the posterior of the first, its spread times `factor`."""
     model = LinearGaussian()
     theta = ParticleEnsemble(model.parameters, decoders, torch.Generator().manual_seed(5))
     theta.flat[1:] = theta.flat[:1] + 0.1 * theta.flat[1:]
     to_mean, covariance = model.posterior(theta.flat[0].view(CODES, PIXELS))
     encoder = LinearEncoder(to_mean, factor * torch.linalg.cholesky(covariance))
-    return Networks(model, theta, encoder)  # type: ignore[arg-type]
+    return model, Networks(model, theta, encoder)

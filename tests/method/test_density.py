@@ -6,7 +6,7 @@ from math import log, pi
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steinvae.config import MethodConfig
 from steinvae.density import (
@@ -19,6 +19,7 @@ from steinvae.density import (
 )
 from steinvae.networks import Networks
 from steinvae.objectives import Batch, iwae, vae
+from steinvae.recognition import StochasticEncoder
 from tests.method.models import linear_networks
 
 NATS = 0.05
@@ -27,19 +28,19 @@ NATS = 0.05
 @pytest.mark.parametrize("factor", [0.9, 1.0, 1.5])
 def test_iw_g_of_a_linear_gaussian_model_is_exact(factor):
     """Also with an encoder that is too narrow or too wide."""
-    networks = linear_networks(1, factor)
+    model, networks = linear_networks(1, factor)
     pixels = torch.randn(6, 4)
-    exact = networks.model.log_evidence(networks.theta.flat[0].view(2, 4), pixels)
+    exact = model.log_evidence(networks.theta.flat[0].view(2, 4), pixels)
     mixture, single = iw_g(networks, pixels, samples=5000, seed=0)
     assert (mixture - exact).abs().max() < NATS
     torch.testing.assert_close(mixture, single)
 
 
 def test_iw_g_counts_the_decoders_as_a_mixture():
-    networks = linear_networks(3, 1.2)
+    model, networks = linear_networks(3, 1.2)
     pixels = torch.randn(6, 4)
     weights = networks.theta.flat.view(3, 2, 4)
-    each = torch.stack([networks.model.log_evidence(weight, pixels) for weight in weights])
+    each = torch.stack([model.log_evidence(weight, pixels) for weight in weights])
     mixture, single = iw_g(networks, pixels, samples=5000, seed=0)
     assert (mixture - log_mean_exp(each, 0)).abs().max() < NATS
     assert (single - each.mean(0)).abs().max() < NATS
@@ -59,7 +60,7 @@ def quadrature(networks: Networks, pixels: Tensor) -> tuple[Tensor, Tensor, Tens
     return evidence.log(), mean, (square - mean.square()).sqrt()
 
 
-class GivenMoments(nn.Module):
+class GivenMoments(StochasticEncoder):
     """Draws from N(mean_b, deviation_b^2), whatever the pixels of image b are."""
 
     codes = 1

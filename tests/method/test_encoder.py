@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from steinvae.recognition import ENCODERS, make_encoder, spectral_norm_bound
+from steinvae.recognition import (
+    ENCODERS,
+    GaussianEncoder,
+    ResidualEncoder,
+    make_encoder,
+    spectral_norm_bound,
+)
 
 CODES, PIXELS = 3, 6
 
@@ -21,9 +27,10 @@ def jacobians(encoder, pixels: Tensor, noise: Tensor) -> Tensor:
     return torch.func.vmap(over_noise, in_dims=(0, None))(pixels, noise)
 
 
-def sharpened(kind: str, factor: float):
+def sharpened(kind: str, factor: float) -> ResidualEncoder:
     """An encoder whose residual is `factor` times as steep as at the start, layer by layer."""
     encoder = make_encoder(kind, PIXELS, (16, 16), CODES, torch.Generator().manual_seed(3)).double()
+    assert isinstance(encoder, ResidualEncoder)
     with torch.no_grad():
         for parameter in encoder.residual.parameters():
             parameter *= factor
@@ -86,6 +93,7 @@ def test_shared_noise_equals_the_same_noise_for_every_image(kind):
 def test_gaussian_encoder_has_the_moments_it_states():
     encoder = make_encoder("gaussian", PIXELS, (16,), CODES, torch.Generator().manual_seed(0))
     pixels = torch.rand(2, PIXELS)
+    assert isinstance(encoder, GaussianEncoder)
     codes = encoder(pixels, torch.randn(2, 40_000, CODES))
     mean, log_sigma = encoder.moments(encoder.features(pixels))
     error = log_sigma.exp() / 40_000**0.5

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from functools import partial
+from itertools import pairwise, permutations
 
 import pytest
 import torch
 from torch import Tensor
 
 from steinvae.config import MethodConfig
+from steinvae.models.mlp import BernoulliMlp
 from steinvae.networks import Networks
 from steinvae.objectives import Batch, encoder_gradients, regression_gradients, stein_vae
 from steinvae.stein import deal_codes, posterior_scores, theta_direction
 
-EXACT = {"rtol": 1e-10, "atol": 1e-10}
+close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
 
 
 def log_likelihood(networks: Networks, flat: Tensor, code: Tensor, x: Tensor) -> Tensor:
     """log p(x | z, theta) of one decoder (P,), one code (d,) and one image (X,)."""
-    start = 0
-    activation = code
-    for index in range(len(networks.model.widths) - 1):
-        fan_in, fan_out = networks.model.widths[index : index + 2]
+    assert isinstance(networks.model, BernoulliMlp)
+    widths = networks.model.widths
+    start, activation = 0, code
+    for index, (fan_in, fan_out) in enumerate(pairwise(widths)):
         weight = flat[start : start + fan_in * fan_out].view(fan_in, fan_out)
         bias = flat[start + weight.numel() : start + weight.numel() + fan_out]
         start += weight.numel() + fan_out
         activation = activation @ weight + bias
-        if index < len(networks.model.widths) - 2:
+        if index < len(widths) - 2:
             activation = activation.tanh()
     probability = activation.sigmoid()
     return (x * probability.log() + (1 - x) * (1 - probability).log()).sum()
@@ -64,8 +66,8 @@ def test_full_scores_equal_the_explicit_posterior(make_networks, pixels, decoder
     codes = torch.randn(4, 6, 2, dtype=torch.float64)
     scores = posterior_scores(networks.model, networks.theta, codes, pixels, data_size=40)
     code_score, theta_score = explicit_scores(networks, codes, pixels, data_size=40)
-    torch.testing.assert_close(scores.codes, code_score, **EXACT)
-    torch.testing.assert_close(scores.theta, theta_score, **EXACT)
+    close(scores.codes, code_score)
+    close(scores.theta, theta_score)
 
 
 def test_prior_counts_once_and_the_likelihood_n_over_b_times(make_networks, pixels):
@@ -78,7 +80,7 @@ def test_prior_counts_once_and_the_likelihood_n_over_b_times(make_networks, pixe
         ).theta
 
     prior = 2 * theta_score(4) - theta_score(8)  # the part that does not grow with N
-    torch.testing.assert_close(prior, -networks.theta.flat, **EXACT)
+    close(prior, -networks.theta.flat)
 
 
 def test_minibatch_scores_average_to_the_full_score(make_networks, pixels):
@@ -91,14 +93,13 @@ def test_minibatch_scores_average_to_the_full_score(make_networks, pixels):
         ).theta
 
     halves = (theta_score(slice(0, 2)) + theta_score(slice(2, 4))) / 2
-    torch.testing.assert_close(halves, theta_score(slice(0, 4)), **EXACT)
+    close(halves, theta_score(slice(0, 4)))
 
 
 def test_strat_scores_average_to_the_full_scores_over_assignments(make_networks, pixels):
     networks = make_networks(theta_particles=2)
     codes = torch.randn(4, 4, 2, dtype=torch.float64)
-    options = {"data_size": 40}
-    full = posterior_scores(networks.model, networks.theta, codes, pixels, **options)
+    full = posterior_scores(networks.model, networks.theta, codes, pixels, data_size=40)
     orders = list(permutations(range(4)))
     code_score, theta_score = torch.zeros_like(full.codes), torch.zeros_like(full.theta)
     for order in orders:
@@ -109,12 +110,12 @@ def test_strat_scores_average_to_the_full_scores_over_assignments(make_networks,
             pixels,
             pairing="strat",
             permutation=torch.tensor(order),
-            **options,
+            data_size=40,
         )
         code_score += scores.codes / len(orders)
         theta_score += scores.theta / len(orders)
-    torch.testing.assert_close(code_score, full.codes, **EXACT)
-    torch.testing.assert_close(theta_score, full.theta, **EXACT)
+    close(code_score, full.codes)
+    close(theta_score, full.theta)
 
 
 def test_strat_evaluates_each_code_once(make_networks, pixels):
@@ -132,8 +133,8 @@ def test_strat_with_one_decoder_is_full(make_networks, pixels):
     arguments = (networks.model, networks.theta, codes, pixels)
     full = posterior_scores(*arguments, data_size=9, pairing="full")
     strat = posterior_scores(*arguments, data_size=9, pairing="strat")
-    torch.testing.assert_close(strat.codes, full.codes, **EXACT)
-    torch.testing.assert_close(strat.theta, full.theta, **EXACT)
+    close(strat.codes, full.codes)
+    close(strat.theta, full.theta)
 
 
 def test_dealing_an_uneven_number_of_codes_is_refused():
@@ -156,7 +157,7 @@ def test_theta_direction_is_the_paper_s_average_over_all_decoders():
             kernel = torch.exp(-apart.square().sum() / h)
             expected[j] += kernel * (score[i] + 2 / h * apart) / 3
     direction = theta_direction(theta, score, bandwidth=h, data_size=10)
-    torch.testing.assert_close(direction, expected / 10, **EXACT)
+    close(direction, expected / 10)
 
 
 def test_first_regression_step_is_the_gradient_of_eq_7(make_networks, pixels):
@@ -170,8 +171,8 @@ def test_first_regression_step_is_the_gradient_of_eq_7(make_networks, pixels):
     expected = torch.autograd.grad(loss, networks.eta())
     again = regression_gradients(networks, batch, gradients.targets, 0.3)
     for first, second, third in zip(gradients.eta, again, expected, strict=True):
-        torch.testing.assert_close(first, third, **EXACT)
-        torch.testing.assert_close(second, third, **EXACT)
+        close(first, third)
+        close(second, third)
 
 
 def test_encoder_gradient_descends(make_networks, pixels):

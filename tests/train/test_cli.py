@@ -1,0 +1,163 @@
+"""The command line: its surface is frozen, and its errors are one line that names the setting."""
+
+from __future__ import annotations
+
+import pytest
+
+from steinvae.cli import make_parser, parse_config
+from steinvae.config import Config
+from steinvae.presets import PRESETS, load_preset
+
+SURFACE = {
+    "config",
+    "preset",
+    "run_dir",
+    "seed",
+    "resume",
+    "data.name",
+    "data.root",
+    "data.binarization",
+    "model.codes",
+    "model.hidden",
+    "model.encoder",
+    "method.name",
+    "method.self_term",
+    "method.code_particles",
+    "method.theta_particles",
+    "method.pairing",
+    "method.bandwidth",
+    "method.theta_bandwidth",
+    "method.regression_steps",
+    "method.code_step",
+    "method.shared_noise",
+    "optimizer.learning_rate",
+    "optimizer.final_fraction",
+    "optimizer.decay_steps",
+    "trainer.max_steps",
+    "trainer.batch_size",
+    "trainer.log_every",
+    "trainer.validate_every",
+    "trainer.checkpoint_every",
+    "trainer.keep_checkpoints",
+    "trainer.patience",
+    "trainer.nonfinite_limit",
+    "trainer.baseline",
+    "trainer.device",
+    "evaluation.images",
+    "evaluation.samples",
+    "evaluation.validation_images",
+    "evaluation.validation_samples",
+    "evaluation.fit_samples",
+    "evaluation.inflation",
+}
+"""Scripts depend on these names: adding one is a choice, renaming or losing one breaks users."""
+
+
+def parse(*argv: str) -> Config:
+    return parse_config("train", "Train.", argv)
+
+
+def test_surface_is_frozen():
+    parser = make_parser("train", "Train.", Config())
+    options = {
+        string.removeprefix("--")
+        for action in parser._actions
+        for string in action.option_strings
+        if string.startswith("--")
+    }
+    sections = {name.split(".")[0] for name in SURFACE if "." in name}
+    assert options - sections - {"help", "print_config"} == SURFACE
+
+
+def test_defaults_are_the_digits():
+    assert parse() == Config()
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_preset_gives_the_defaults(preset):
+    assert parse("--preset", preset) == load_preset(preset)
+
+
+def test_precedence_is_preset_then_file_then_arguments(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: mnist_small\nseed: 4\nmodel:\n  codes: 7\n  hidden: [9, 8]\n")
+    config = parse("--config", str(file), "--seed", "5", "--method.name=vae")
+    assert (config.seed, config.model.codes, config.model.hidden) == (5, 7, (9, 8))
+    assert config.trainer.max_steps == load_preset("mnist_small").trainer.max_steps
+    assert config.method.name == "vae"
+
+
+def test_printed_configuration_can_be_read_back(tmp_path, capsys):
+    arguments = ("--preset", "mnist", "--method.bandwidth", "0.5", "--run_dir", "x")
+    with pytest.raises(SystemExit) as ended:
+        parse(*arguments, "--print_config")
+    assert ended.value.code == 0
+    file = tmp_path / "printed.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert parse("--config", str(file)) == parse(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--method.nme", "vae"], "method.nme"),
+        (["--method.name", "vea"], "method.name"),
+        (["--trainer.max_steps", "1.5"], "trainer.max_steps"),
+        (["--trainer.max_steps", "many"], "trainer.max_steps"),
+        (["--data.binarization", "dynamic", "--data.name", "binarized_mnist"], "data.binarization"),
+        (["--method.code_particles", "1"], "method.code_particles"),
+        (["--preset", "minst"], "preset"),
+        (["--config", "no-such-file.yaml"], "no-such-file.yaml"),
+        (["--resume", "yes"], "resume"),
+    ],
+)
+def test_wrong_argument_is_a_usage_error(argv, named, capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(*argv)
+    assert ended.value.code == 2
+    shown = capsys.readouterr().err
+    assert named in shown
+    assert "Traceback" not in shown
+    assert len(shown.splitlines()) < 10
+
+
+@pytest.mark.parametrize("text", ["method:\n  nme: vae\n", "sead: 1\n", "seed: [1\n"])
+def test_wrong_file_is_a_usage_error(text, tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        parse("--config", str(file))
+    assert ended.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_tags_in_a_file_build_no_objects(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("seed: !!python/object/apply:os.getpid []\n")
+    with pytest.raises(SystemExit) as ended:
+        parse("--config", str(file))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err
+
+
+def test_every_setting_explains_itself():
+    shown = make_parser("train", "Train.", Config()).format_help()
+    for name in SURFACE - {"config"}:
+        after = shown.split(f"\n  --{name} ", 1)[1].split("\n  --", 1)[0]
+        assert len(after.split("(type:")[0].split()) > 4, name
+
+
+@pytest.mark.parametrize("entry", ["train", "reproduce", "sample"])
+def test_help_imports_no_torch(entry, fresh_python):
+    code = f"""
+import sys
+from steinvae.{entry} import main
+try:
+    main(["--help"])
+except SystemExit as ended:
+    assert ended.code == 0
+assert "torch" not in sys.modules and "matplotlib" not in sys.modules
+"""
+    done = fresh_python(code)
+    assert done.returncode == 0, done.stderr
+    assert "usage: python -m steinvae." in done.stdout

@@ -1,0 +1,126 @@
+"""Settings: every wrong value names itself, and every configuration survives a round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+
+from steinvae.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    MethodConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainerConfig,
+    from_dict,
+    to_dict,
+)
+from steinvae.presets import PRESETS, load_preset
+
+SECTIONS = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "method": MethodConfig,
+    "optimizer": OptimizerConfig,
+    "trainer": TrainerConfig,
+    "evaluation": EvaluationConfig,
+}
+
+WRONG = [
+    ("data", {"name": "binarized_mnist", "binarization": "dynamic"}, "data.binarization"),
+    ("data", {"name": "binarized_mnist", "binarization": "none"}, "data.binarization"),
+    ("model", {"codes": 0}, "model.codes"),
+    ("model", {"hidden": ()}, "model.hidden"),
+    ("model", {"hidden": (64, 0)}, "model.hidden"),
+    ("method", {"code_particles": 0}, "method.code_particles"),
+    ("method", {"code_particles": 1}, "method.code_particles"),
+    ("method", {"theta_particles": 0}, "method.theta_particles"),
+    (
+        "method",
+        {"pairing": "strat", "code_particles": 10, "theta_particles": 3},
+        "method.code_particles",
+    ),
+    ("method", {"regression_steps": 0}, "method.regression_steps"),
+    ("method", {"code_step": 0.0}, "method.code_step"),
+    ("method", {"bandwidth": "mean"}, "method.bandwidth"),
+    ("method", {"bandwidth": -1.0}, "method.bandwidth"),
+    ("method", {"theta_bandwidth": float("inf")}, "method.theta_bandwidth"),
+    ("optimizer", {"learning_rate": 0.0}, "optimizer.learning_rate"),
+    ("optimizer", {"learning_rate": float("nan")}, "optimizer.learning_rate"),
+    ("optimizer", {"final_fraction": 1.5}, "optimizer.final_fraction"),
+    ("optimizer", {"decay_steps": 0}, "optimizer.decay_steps"),
+    ("trainer", {"max_steps": 0}, "trainer.max_steps"),
+    ("trainer", {"batch_size": 0}, "trainer.batch_size"),
+    ("trainer", {"log_every": 0}, "trainer.log_every"),
+    ("trainer", {"validate_every": 0}, "trainer.validate_every"),
+    ("trainer", {"checkpoint_every": 0}, "trainer.checkpoint_every"),
+    ("trainer", {"keep_checkpoints": 0}, "trainer.keep_checkpoints"),
+    ("trainer", {"nonfinite_limit": 0}, "trainer.nonfinite_limit"),
+    ("trainer", {"patience": -1}, "trainer.patience"),
+    ("evaluation", {"images": -1}, "evaluation.images"),
+    ("evaluation", {"samples": 0}, "evaluation.samples"),
+    ("evaluation", {"validation_images": -1}, "evaluation.validation_images"),
+    ("evaluation", {"validation_samples": 0}, "evaluation.validation_samples"),
+    ("evaluation", {"fit_samples": 3}, "evaluation.fit_samples"),
+    ("evaluation", {"inflation": 0.9}, "evaluation.inflation"),
+]
+
+
+@pytest.mark.parametrize(("section", "values", "named"), WRONG, ids=lambda item: str(item))
+def test_wrong_value_names_its_setting(section, values, named):
+    with pytest.raises(ValueError, match=named.replace(".", r"\.")) as caught:
+        SECTIONS[section](**values)
+    assert "got" in str(caught.value)
+
+
+def test_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="seed must be between 0"):
+        Config(seed=-1)
+
+
+def test_one_code_is_enough_where_no_other_is_needed():
+    assert MethodConfig(code_particles=1, self_term="include").code_particles == 1
+    assert MethodConfig(name="vae", code_particles=1).code_particles == 1
+
+
+@pytest.mark.parametrize("name", ["vae", "iwae"])
+def test_baselines_train_one_decoder(name):
+    assert MethodConfig(name=name, theta_particles=5).decoders == 1
+    assert MethodConfig(theta_particles=5).decoders == 5
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_round_trip_through_json_and_yaml(preset):
+    config = load_preset(preset)
+    assert config.preset == preset
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sead": 1}, "unknown setting sead"),
+        ({"method": {"nme": "vae"}}, r"unknown setting method\.nme"),
+    ],
+)
+def test_unknown_key_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        from_dict(values)
+
+
+def test_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match="preset must be one of"):
+        load_preset("mnist_smal")
+
+
+@pytest.mark.parametrize("section", [Config, *SECTIONS.values()])
+def test_settings_are_frozen_and_keyword_only(section):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(section(), dataclasses.fields(section)[0].name, None)
+    with pytest.raises(TypeError):
+        section("digits")

@@ -1,0 +1,193 @@
+"""A run that was cut and resumed equals the uninterrupted one, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from steinvae import checkpoint
+from steinvae.logging import MetricsWriter, Progress
+from steinvae.run import load_data, run
+from steinvae.signals import Interrupted, StopRequest
+from steinvae.trainer import Trainer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def fit(trainer: Trainer, stop: StopRequest | None = None) -> None:
+    with (
+        MetricsWriter(trainer.run_dir, trainer.step or None) as metrics,
+        Progress(trainer.config.trainer.max_steps, rank=1) as progress,
+    ):
+        trainer.fit(metrics, progress, stop or StopRequest())
+
+
+def newest(run_dir: Path) -> checkpoint.Checkpoint:
+    path = checkpoint.latest(run_dir)
+    assert path is not None
+    return checkpoint.load(path)
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    one, other = newest(first), newest(second)
+    assert one.step == other.step
+    assert one.tensors.keys() == other.tensors.keys()
+    for name, tensor in one.tensors.items():
+        assert torch.equal(tensor, other.tensors[name]), name
+    assert one.state | {"seconds": 0} == other.state | {"seconds": 0}
+    for name in ("metrics.jsonl", "metrics.csv"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+CASES = {
+    "stein": {},
+    "dynamic": {"data": {"binarization": "dynamic"}},
+    "strat": {"method": {"theta_particles": 5, "pairing": "strat"}},
+    "regression": {"method": {"regression_steps": 2}},
+    "vae": {"method": {"name": "vae"}},
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("cut", [7, 12])
+def test_cut_and_resumed_equals_uninterrupted(case, cut, tiny, tmp_path):
+    config = tiny(**case)
+    dataset = load_data(config)
+    fit(Trainer(config, dataset, tmp_path / "whole"))
+    short = tiny(**case | {"trainer": {"max_steps": cut}})
+    fit(Trainer(short, dataset, tmp_path / "cut"))
+    resumed = Trainer(config, dataset, tmp_path / "cut")
+    assert resumed.resume()
+    assert resumed.step == cut
+    fit(resumed)
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_resume_after_a_crash_between_checkpoints(tiny, digits, tmp_path, monkeypatch):
+    """Metrics that were written after the last checkpoint are neither lost nor doubled."""
+    fit(Trainer(tiny(), digits, tmp_path / "whole"))
+    crashing = Trainer(tiny(), digits, tmp_path / "crash")
+    original = crashing.update
+
+    def update(step: int, *, monitor: bool):
+        if step == 13:
+            raise MemoryError("simulated")
+        return original(step, monitor=monitor)
+
+    monkeypatch.setattr(crashing, "update", update)
+    with pytest.raises(MemoryError):
+        fit(crashing)
+    resumed = Trainer(tiny(), digits, tmp_path / "crash")
+    assert resumed.resume()
+    assert resumed.step == 10
+    fit(resumed)
+    assert_same_run(tmp_path / "whole", tmp_path / "crash")
+
+
+def test_resume_without_a_checkpoint_starts_over(tiny, digits, tmp_path):
+    assert not Trainer(tiny(), digits, tmp_path).resume()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_stops_at_a_step_boundary_with_a_checkpoint(number, tiny, digits, tmp_path):
+    fit(Trainer(tiny(), digits, tmp_path / "whole"))
+    trainer = Trainer(tiny(), digits, tmp_path / "stopped")
+    original = trainer.update
+
+    def update(step: int, *, monitor: bool):
+        if step == 8:
+            os.kill(os.getpid(), number)
+        return original(step, monitor=monitor)
+
+    trainer.update = update  # type: ignore[method-assign]
+    with StopRequest() as stop, pytest.raises(Interrupted) as ended:
+        fit(trainer, stop)
+    assert ended.value.code == 128 + number
+    assert signal.getsignal(number) is not stop._handle
+    resumed = Trainer(tiny(), digits, tmp_path / "stopped")
+    assert resumed.resume()
+    assert resumed.step == 9
+    fit(resumed)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_second_signal_ends_at_once():
+    with StopRequest() as stop:
+        with stop.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.requested == signal.SIGTERM
+            with pytest.raises(Interrupted):
+                os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            stop.check()
+
+
+def arguments(run_dir: Path, steps: int) -> list[str]:
+    return [
+        f"--run_dir={run_dir}",
+        f"--trainer.max_steps={steps}",
+        "--trainer.validate_every=20",
+        "--trainer.checkpoint_every=10",
+        "--trainer.log_every=5",
+        "--trainer.baseline=none",
+        "--trainer.device=cpu",
+        "--model.hidden=[16]",
+        "--evaluation.samples=20",
+        "--evaluation.images=8",
+        "--resume=auto",
+    ]
+
+
+def start(run_dir: Path, steps: int) -> subprocess.Popen[str]:
+    """The real command in its own process."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "steinvae.train", *arguments(run_dir, steps)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_step(run_dir: Path, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = checkpoint.latest(run_dir)
+        if found is not None and int(found.name.removeprefix("step-")) >= step:
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f"{run_dir} reached no checkpoint of step {step} in 120 s")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_killed_command_resumes_to_the_same_run(number, code, tmp_path):
+    steps = 400
+    process = start(tmp_path / "killed", steps)
+    wait_for_step(tmp_path / "killed", 30)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == code
+    process.communicate()
+    assert newest(tmp_path / "killed").step < steps
+    for folder in ("killed", "whole"):
+        done = start(tmp_path / folder, steps)
+        _, errors = done.communicate(timeout=120)
+        assert done.returncode == 0, errors
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert models[0] == models[1]
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny, tmp_path):
+    config = tiny(run_dir=str(tmp_path / "run"), resume="auto", trainer={"baseline": "none"})
+    _, first = run(config)
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    _, second = run(config)
+    assert first[0]["nll"] == second[0]["nll"]
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == metrics

@@ -1,0 +1,223 @@
+"""The commands as users run them, on the digits."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from steinvae import evaluate, reproduce, sample, train
+from steinvae.folder import choose_run_dir
+from steinvae.logging import read_metrics
+
+SHORT = [
+    "--trainer.max_steps=30",
+    "--trainer.validate_every=10",
+    "--trainer.log_every=5",
+    "--trainer.device=cpu",
+    "--evaluation.samples=30",
+    "--evaluation.images=10",
+]
+FILES = {
+    "config.yaml",
+    "metrics.jsonl",
+    "metrics.csv",
+    "checkpoints",
+    "samples.png",
+    "curves.png",
+    "report.md",
+    "result.json",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A finished run with its baseline beside it."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    assert train.main([*SHORT, f"--run_dir={folder}"]) == 0
+    return folder
+
+
+def test_run_folder_is_complete(finished):
+    assert {path.name for path in finished.iterdir()} >= FILES
+    for name in ("samples.png", "curves.png"):
+        with Image.open(finished / name) as picture:
+            assert min(picture.size) > 100
+    records = read_metrics(finished / "metrics.jsonl")
+    assert [record["step"] for record in records] == [1, 5, 10, 15, 20, 25, 30]
+    assert {"train/distortion", "train/stein_discrepancy", "validation/nll"} <= set(records[2])
+
+
+def test_result_states_the_measurement(finished):
+    result = json.loads((finished / "result.json").read_text())
+    assert result["method"] == "stein_vae"
+    assert (result["data_set"], result["binarization"], result["steps"]) == ("digits", "fixed", 30)
+    assert result["seconds"] > 0
+    assert result["parameters"] > 1000
+    nll = result["nll"]
+    assert nll.keys() == {"estimator", "value", "standard_error", "images"}
+    assert (nll["estimator"], nll["images"]) == ("iw_g(30)", 10)
+    assert 0 < nll["standard_error"] < nll["value"] < 64 * math.log(2)
+    beside = result["baselines"][0]
+    assert beside["method"] == "vae"
+    assert (beside["steps"], beside["nll"]["images"]) == (30, 10)
+
+
+def test_configuration_of_the_folder_repeats_the_run(finished, tmp_path, capsys):
+    again = tmp_path / "again"
+    arguments = [f"--config={finished / 'config.yaml'}", f"--run_dir={again}"]
+    assert train.main([*arguments, "--trainer.baseline=none"]) == 0
+    capsys.readouterr()
+    first, second = (json.loads((run / "result.json").read_text()) for run in (finished, again))
+    assert first["nll"] == second["nll"]
+
+
+def test_command_says_where_and_what(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert train.main([*SHORT, f"--run_dir={folder}", "--trainer.max_steps=3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"run folder: {folder}"
+    assert "stein_vae: test NLL" in lines[1]
+    assert "vae: test NLL" in lines[2]
+    assert all("iw_g(30) on 10 images" in line for line in lines[1:3])
+
+
+@pytest.mark.parametrize("method", ["vae", "iwae"])
+def test_baselines_run_by_themselves(method, tmp_path):
+    folder = tmp_path / method
+    assert train.main([*SHORT, f"--run_dir={folder}", f"--method.name={method}"]) == 0
+    result = json.loads((folder / "result.json").read_text())
+    assert result["method"] == method
+    assert len(result["baselines"]) == (method != "vae")
+
+
+def test_run_is_never_overwritten(finished, capsys):
+    before = (finished / "result.json").read_bytes()
+    assert train.main([*SHORT, f"--run_dir={finished}"]) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    assert (finished / "result.json").read_bytes() == before
+
+
+def test_resume_with_other_settings_names_them(finished, capsys):
+    arguments = [*SHORT, f"--run_dir={finished}", "--resume=auto", "--model.codes=3", "--seed=9"]
+    assert train.main(arguments) == 1
+    shown = capsys.readouterr().err
+    assert "seed is 9, was 0" in shown
+    assert "model.codes is 3, was 8" in shown
+
+
+def test_default_folder_is_new_for_every_run(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = tiny()
+    assert choose_run_dir(config) == Path("runs/digits-stein_vae-0")
+    assert choose_run_dir(tiny(preset="mnist", seed=3)) == Path("runs/mnist-stein_vae-3")
+    for expected in ("digits-stein_vae-0", "digits-stein_vae-0-2", "digits-stein_vae-0-3"):
+        folder = choose_run_dir(config)
+        assert folder == Path("runs") / expected
+        folder.mkdir(parents=True)
+    Path("runs/digits-stein_vae-0-notes").mkdir()
+    Path("runs/digits-stein_vae-00").mkdir()
+    assert choose_run_dir(tiny(resume="auto")) == Path("runs/digits-stein_vae-0-3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--data.name=mnist"], "data.root"),
+        (["--data.name=mnist", "--data.root=/no/such/folder"], "data.root"),
+        (["--trainer.batch_size=5000"], "batch_size"),
+    ],
+)
+def test_run_that_cannot_start_says_why_in_a_line(arguments, named, tmp_path, capsys):
+    assert train.main([*arguments, f"--run_dir={tmp_path / 'run'}"]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("steinvae.train: ")
+    assert named in shown
+    assert "Traceback" not in shown
+
+
+def test_second_process_in_the_same_folder_is_refused(finished, capsys):
+    from steinvae.checkpoint import lock_run_dir
+
+    with lock_run_dir(finished):
+        assert train.main([*SHORT, f"--run_dir={finished}", "--resume=auto"]) == 1
+    assert "in use" in capsys.readouterr().err
+
+
+def test_evaluate_repeats_the_reported_number(finished, capsys):
+    assert evaluate.main([f"--run_dir={finished}"]) == 0
+    reported = json.loads((finished / "result.json").read_text())["nll"]
+    assert json.loads(capsys.readouterr().out)["nll"] == reported
+
+
+def test_evaluate_takes_settings(finished, capsys):
+    arguments = ["--evaluation.samples=60", "--evaluation.images=0"]
+    assert evaluate.main([f"--run_dir={finished}", *arguments]) == 0
+    nll = json.loads(capsys.readouterr().out)["nll"]
+    assert (nll["estimator"], nll["images"]) == ("iw_g(60)", 250)
+
+
+def test_sample_draws_a_picture(finished, tmp_path):
+    output = tmp_path / "grid.png"
+    assert sample.main([f"--run_dir={finished}", f"--output={output}", "--count=9"]) == 0
+    with Image.open(output) as picture:
+        assert picture.size[0] == picture.size[1]
+
+
+@pytest.mark.parametrize("command", [evaluate, sample])
+def test_unfinished_run_is_named(command, tmp_path, capsys):
+    extra = ["--output=x.png"] if command is sample else []
+    assert command.main([f"--run_dir={tmp_path}", *extra]) == 1
+    assert f"run_dir={tmp_path} holds no config.yaml" in capsys.readouterr().err
+    config = {"data": {"name": "digits"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert command.main([f"--run_dir={tmp_path}", *extra]) == 1
+    assert "finish the run" in capsys.readouterr().err
+
+
+def test_reproduce_runs_each_cell_once(tmp_path, monkeypatch, data_root, capsys):
+    from dataclasses import replace
+
+    from steinvae.experiments import mnist_small
+
+    small = mnist_small.mnist_small()
+    small = replace(
+        small,
+        model=replace(small.model, codes=2, hidden=(8,)),
+        trainer=replace(small.trainer, max_steps=4, validate_every=4, device="cpu"),
+        evaluation=replace(small.evaluation, images=5, samples=5, validation_images=3),
+    )
+    monkeypatch.setattr(mnist_small, "mnist_small", lambda: small)
+    output = tmp_path / "records.jsonl"
+    arguments = [
+        "mnist_small",
+        f"--data.root={data_root}",
+        "--seeds=0,1",
+        f"--output={output}",
+        f"--run_dir={tmp_path / 'runs'}",
+    ]
+    assert reproduce.main(arguments) == 0
+    first = output.read_text()
+    records = [json.loads(line) for line in first.splitlines()]
+    assert len(records) == 8
+    assert {record["setting"].get("self_term") for record in records} == {
+        None,
+        "leave_one_out",
+        "include",
+    }
+    shown = capsys.readouterr().out
+    assert "minus VAE" in shown
+    assert "iw_g(5) on the same 5 test images" in shown
+    output.write_text("\n".join(first.splitlines()[:-1]) + "\n")
+    assert reproduce.main(arguments) == 0
+    assert capsys.readouterr().out.count("already in") == 7
+    assert json.loads(output.read_text().splitlines()[-1])["value"] == records[-1]["value"]
+
+
+def test_reproduce_without_data_says_so(tmp_path, capsys):
+    assert reproduce.main(["mnist_small", f"--output={tmp_path / 'r'}"]) == 1
+    assert "data.root" in capsys.readouterr().err
