@@ -89,7 +89,9 @@ def test_pure_wheel_fits_every_python_and_holds_everything(wheel):
 def test_pure_wheel_works_where_no_compiler_does(wheel, fresh_python, tmp_path):
     unpack(wheel, tmp_path)
     code = f"""
-import warnings, torch, stein_kernels
+import sys, warnings, torch
+sys.modules["stein_kernels._C"] = None  # an editable install of this tree would lend its own
+import stein_kernels
 from stein_kernels import info
 assert stein_kernels.__file__.startswith({str(tmp_path)!r}), stein_kernels.__file__
 x = torch.randn(8, 2)
