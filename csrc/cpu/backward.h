@@ -11,41 +11,48 @@ namespace stein {
 
 constexpr Index kPairRows = 64;  // three tiles of 64 x 64 floats: 48 KB, one L1 cache
 
-// One side of the pairs: n particles, feature-major for the products that make pair values, row-major for the
-// sums over rows. Members that a pass does not need stay null.
-template <class T>
-struct Side {
-  Index n = 0, ld = 0;
-  const T* x = nullptr;       // packed [d, ld], as given: only differences of it are taken
-  const T* drive = nullptr;   // packed [d, ld]: g - c x, or g
-  const T* other = nullptr;   // packed [d, ld]: the cotangent, or centred x
-};
-
-// Sums over rows for one tile of lanes; entry (f, l) at [f * kTargets + l].
+// Sums over rows for one tile of `width` lanes; entry (f, l) of a field at [f * width + l].
 struct LaneSums {
-  Buffer<double> first, second, third, sum, mass, weight;
-  explicit LaneSums(Index d)
-      : first(d * kTargets), second(d * kTargets), third(d * kTargets), sum(kTargets), mass(kTargets),
+  Index d, fields, width = 0;
+  Buffer<double> field, sum, mass, weight;
+  LaneSums(Index d_in, Index fields_in)
+      : d(d_in), fields(fields_in), field(fields * d * kTargets), sum(kTargets), mass(kTargets),
         weight(kTargets) {}
-  void clear(Index d) {
-    for (double* p : {first.get(), second.get(), third.get()}) std::fill_n(p, d * kTargets, 0.0);
-    for (double* p : {sum.get(), mass.get(), weight.get()}) std::fill_n(p, kTargets, 0.0);
+  double* of(Index k) const { return field + k * d * width; }
+  void clear(Index lanes) {
+    width = lanes;
+    std::fill_n(field.get(), fields * d * width, 0.0);
+    for (double* p : {sum.get(), mass.get(), weight.get()}) std::fill_n(p, width, 0.0);
   }
 };
 
-// tile(i0, rows, j0, lanes, sums) for every tile, then finish(j0, real lanes, sums, index of the lane tile).
-template <class Scratch, class Tile, class Finish>
-void for_each_lane_tile(Index rows_total, Index lanes_total, Index d, const Scratch& make_scratch,
-                        const Tile& tile, const Finish& finish) {
+// Tiles of pair values, rows x width, and one field on its way into a LaneSums.
+template <class T>
+struct PairScratch {
+  Buffer<T> kernel{kPairRows * kTargets}, p{kPairRows * kTargets}, q{kPairRows * kTargets}, field;
+  explicit PairScratch(Index d) : field(d * kTargets) {}
+
+  // sums[f][l] += sum_r values[r][f] coefficient[r][l]
+  void gather(const T* values, Index d, Index rows, Index width, const T* coefficient, double* sums) {
+    const auto& ops = tile_ops<T>();
+    ops.product(rows, d, width, values, d, coefficient, width, field, width);
+    ops.add(d * width, field, sums);
+  }
+};
+
+// tile(i0, rows, j0, width, sums, scratch) for every tile, then finish(j0, real lanes, sums, tile's index).
+template <class T, class Tile, class Finish>
+void for_each_lane_tile(Index rows_total, Index lanes_total, Index d, Index fields, const Tile& tile,
+                        const Finish& finish) {
   const Index ld = padded(lanes_total);
   parallel(at::divup(lanes_total, kTargets), 1, [&](Index begin, Index end) {
-    LaneSums sums(d);
-    auto scratch = make_scratch();
+    LaneSums sums(d, fields);
+    PairScratch<T> scratch(d);
     for (Index t = begin; t < end; ++t) {
-      const Index j0 = t * kTargets, lanes = std::min(kTargets, ld - j0);
-      sums.clear(d);
+      const Index j0 = t * kTargets, width = std::min(kTargets, ld - j0);
+      sums.clear(width);
       for (Index i0 = 0; i0 < rows_total; i0 += kPairRows)
-        tile(i0, std::min(kPairRows, rows_total - i0), j0, lanes, sums, scratch);
+        tile(i0, std::min(kPairRows, rows_total - i0), j0, width, sums, scratch);
       finish(j0, std::min(kTargets, lanes_total - j0), sums, t);
     }
   });
@@ -65,16 +72,33 @@ struct Packed {
 template <class T>
 void centred_rows(const T* x, Index n, Index d, const T* centre, T* out) {
   parallel(n, 512, [&](Index begin, Index end) {
-    for (Index i = begin; i < end; ++i)
-      for (Index f = 0; f < d; ++f) out[i * d + f] = x[i * d + f] - centre[f];
+    tile_ops<T>().subtract(end - begin, d, d, x + begin * d, d, centre, out + begin * d, d);
   });
 }
 
+// rows[l][f] = tile[f][l]
+template <class T>
+void unpack_features(const T* tile, Index width, Index rows, Index d, T* out) {
+  for (Index l = 0; l < rows; ++l)
+    for (Index f = 0; f < d; ++f) out[l * d + f] = tile[f * width + l];
+}
+
+// What each lane's sums are multiplied with (see TileOps::lane_gradients).
+struct LaneFactors {
+  Index width;
+  Buffer<double> values;
+  double *first, *x, *v, *second, *own;
+  explicit LaneFactors(Index width_in)
+      : width(width_in), values(5 * width_in), first(values), x(first + width), v(x + width),
+        second(v + width), own(second + width) {
+    std::fill_n(values.get(), 5 * width, 0.0);
+  }
+  const double* all() const { return values; }
+};
+
 template <class T>
 T dot(const T* a, const T* b, Index n) {
-  double total = 0;
-  for (Index f = 0; f < n; ++f) total += static_cast<double>(a[f]) * b[f];
-  return static_cast<T>(total);
+  return static_cast<T>(tile_ops<T>().centred_dot(n, a, nullptr, b));
 }
 
 }  // namespace stein

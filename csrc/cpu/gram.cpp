@@ -7,7 +7,6 @@ namespace stein {
 namespace {
 
 constexpr Index kPanel = 24;   // rows of a block of distances: a multiple of every register tile's rows
-constexpr Index kRun = 1024;   // features summed in T before they go into a double
 
 // The first lane that row block [i0, ...) computes: lanes left of it are mirrored.
 template <class T>
@@ -32,16 +31,14 @@ void distances_packed(const Set<T>& s, T* out, Index ld) {
   });
 }
 
-// Long rows: features in chunks whose number depends on the shape alone, each chunk's sums in double, added
-// in a fixed order: the same bits with any number of threads.
 template <class T>
 void distances_streamed(const Set<T>& s, T* out, Index ld) {
   const auto& ops = tile_ops<T>();
   constexpr Index kRows = 32;
   const Index panels = at::divup(s.m, kRows);
-  const Index fits = (Index{32} << 20) / (static_cast<Index>(sizeof(double)) * s.m * ld);
-  const Index chunks = std::max<Index>(1, std::min<Index>({s.d / 16384, 16, fits}));
-  const Index length = at::divup(at::divup(s.d, chunks), kRun) * kRun;
+  constexpr Index kRun = FeatureChunks::kRun;
+  const FeatureChunks cut(s.d, s.m * ld);
+  const Index chunks = cut.count, length = cut.length;
   Buffer<double> partial(chunks * s.m * ld);
   parallel(chunks * panels, 1, [&](Index begin, Index end) {
     for (Index task = begin; task < end; ++task) {

@@ -1,9 +1,23 @@
 // Distances and kernel values of one set, stored: M x N with rows of `ld` (N padded).
 #pragma once
 
+#include <algorithm>
+
 #include "pairs.h"
 
 namespace stein {
+
+// How long rows are cut: the number of chunks depends on the shape alone, each chunk has its own sums in double,
+// and these are added in a fixed order: the same bits with any number of threads.
+struct FeatureChunks {
+  static constexpr Index kRun = 1024;  // features summed in T before they go into a double
+  Index count, length;
+  FeatureChunks(Index d, Index matrix_elements) {
+    const Index fits = (Index{32} << 20) / (static_cast<Index>(sizeof(double)) * matrix_elements);
+    count = std::max<Index>(1, std::min<Index>({d / 16384, 16, fits}));
+    length = at::divup(at::divup(d, count), kRun) * kRun;
+  }
+};
 
 // |x_i - y_j|^2. Where targets are the sources only the blocks on and above the diagonal are made, and the
 // diagonal is inf (its kernel value is 0).

@@ -7,6 +7,8 @@
 // too much is replaced by the part of the line that holds the rank, and the pass is repeated.
 #include "median.h"
 
+#include "gram.h"
+
 #include <algorithm>
 #include <cstring>
 #include <mutex>
@@ -251,14 +253,6 @@ T settle(double median, const T* x, Index m, Index d) {
 }  // namespace
 
 template <class T>
-T median_distance_of_set(const T* x, Index m, Index d) {
-  if (!tile_ops<T>().all_finite(m * d, x)) return std::numeric_limits<T>::quiet_NaN();
-  if (m < 2 || d == 0) return T{1};
-  const bool few = m * (m - 1) / 2 <= kHeldPairs;
-  return settle(few ? median_of_few(x, m, d) : median_of_many(x, m, d), x, m, d);
-}
-
-template <class T>
 T median_from_gram(const T* squared, Index ld, const T* x, Index m, Index d) {
   if (!tile_ops<T>().all_finite(m * d, x)) return std::numeric_limits<T>::quiet_NaN();
   if (m < 2 || d == 0) return T{1};
@@ -283,6 +277,21 @@ T median_from_gram(const T* squared, Index ld, const T* x, Index m, Index d) {
   const bool apart = high_rank > low_rank && count(first + 1) <= high_rank;
   const Bits<T> second = apart ? bisect<T>(high_rank, first, above_all<T>(), count) : first;
   return settle(midpoint(value_of<T>(first), value_of<T>(second)), x, m, d);
+}
+
+template <class T>
+T median_distance_of_set(const T* x, Index m, Index d) {
+  if (!tile_ops<T>().all_finite(m * d, x)) return std::numeric_limits<T>::quiet_NaN();
+  if (m < 2 || d == 0) return T{1};
+  if (d >= kLongRow && m <= 2 * d) {  // the Gram matrix is smaller than x, and long sums are made in double
+    const Set<T> set{x, nullptr, nullptr, nullptr, m, m, d, false, true};
+    const Index ld = padded(m);
+    Buffer<T> squared(m * ld);
+    squared_distances(set, squared.get(), ld);
+    return median_from_gram(squared.get(), ld, x, m, d);
+  }
+  const bool few = m * (m - 1) / 2 <= kHeldPairs;
+  return settle(few ? median_of_few(x, m, d) : median_of_many(x, m, d), x, m, d);
 }
 
 template float median_distance_of_set(const float*, Index, Index);

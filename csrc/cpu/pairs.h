@@ -144,6 +144,13 @@ struct Arguments {
   }
 };
 
+// The mean of the sources, up to rounding that every user of it shares; 0 where there are none.
+template <class T>
+void centre_of(const Set<T>& s, T* out) {
+  for (Index f = 0; f < s.d && s.m == 0; ++f) out[f] = 0;
+  if (s.m > 0) tile_ops<T>().centre(s.m, s.d, s.x, s.d, out);
+}
+
 // out[f][i] = x[i][f], rows of out padded to `ld` with zeros.
 template <class T>
 void pack_features(const T* x, Index rows, Index d, T* out, Index ld) {

@@ -45,33 +45,28 @@ double gradient_of_lanes(const Packed<T>& row_x, const T* row_centred, Index row
                          T* out) {
   const auto& ops = tile_ops<T>();
   const T c = 2 / h;
-  struct Scratch {
-    Buffer<T> kernel{kPairRows * kTargets}, p{kPairRows * kTargets}, field;
-    explicit Scratch(Index d) : field(d * kTargets) {}
-  };
   std::vector<double> scaling(at::divup(lanes, kTargets), 0.0);
-  for_each_lane_tile(
-      rows, lanes, d, [&] { return Scratch(d); },
-      [&](Index i0, Index n, Index j0, Index width, LaneSums& sums, Scratch& s) {
+  for_each_lane_tile<T>(
+      rows, lanes, d, 1,
+      [&](Index i0, Index n, Index j0, Index width, LaneSums& sums, PairScratch<T>& s) {
         ops.squared_distance(d, n, width, row_x.data + i0, row_x.ld, lane_x.data + j0, lane_x.ld, s.kernel,
-                             kTargets);
+                             width);
         const Index real = std::min(width, lanes - j0);
         for (Index r = 0; r < n; ++r) {
-          for (Index l = 0; l < real; ++l) s.p[r * kTargets + l] = cotangent(i0 + r, j0 + l);
-          std::fill(s.p + r * kTargets + real, s.p + r * kTargets + width, T{0});
+          for (Index l = 0; l < real; ++l) s.p[r * width + l] = cotangent(i0 + r, j0 + l);
+          std::fill(s.p + r * width + real, s.p + r * width + width, T{0});
         }
         PairTile<T> t{};
-        t.rows = n, t.lanes = width, t.ld = kTargets, t.kernel = s.kernel, t.p = s.p, t.h = h, t.c = c;
+        t.rows = n, t.lanes = width, t.ld = width, t.kernel = s.kernel, t.p = s.p, t.h = h, t.c = c;
         t.sum = sums.sum;
         ops.direction_backward(t);  // p = k p
-        ops.product(n, d, width, row_centred + i0 * d, d, s.p, kTargets, s.field, kTargets);
-        ops.add(d * kTargets, s.field, sums.first);
+        s.gather(row_centred + i0 * d, d, n, width, s.p, sums.of(0));
       },
       [&](Index j0, Index real, const LaneSums& sums, Index t) {
         for (Index l = 0; l < real; ++l)
           for (Index f = 0; f < d; ++f) {
             const Index at = (j0 + l) * d + f;
-            const double value = c * (sums.first[f * kTargets + l] - sums.sum[l] * lane_centred[at]);
+            const double value = c * (sums.of(0)[f * sums.width + l] - sums.sum[l] * lane_centred[at]);
             out[at] = static_cast<T>(value);
             scaling[t] -= lane_centred[at] * value;
           }

@@ -54,35 +54,26 @@ struct Field {
 
  private:
   void prepare() {
-    if (s.m > 0)
-      tile_ops<T>().centre(s.m, s.d, s.x, s.d, centre);
-    else
-      std::fill_n(centre.get(), s.d, T{0});
+    centre_of(s, centre.get());
     centred_rows(s.x, s.m, s.d, centre.get(), x_rows.get());
     if (!s.self()) centred_rows(s.y, s.n, s.d, centre.get(), y_rows.get());
   }
 };
 
 template <class T>
-struct TileScratch {
-  Buffer<T> kernel{kPairRows * kTargets}, p{kPairRows * kTargets}, q{kPairRows * kTargets}, field;
-  explicit TileScratch(Index d) : field(d * kTargets) {}
-};
-
-template <class T>
 void divergence_of_set(const Set<T>& s, double h, T* out) {
   const auto& ops = tile_ops<T>();
   const Field<T> a(s, h);
-  for_each_lane_tile(
-      s.m, s.n, 0, [&] { return TileScratch<T>(0); },
-      [&](Index i0, Index n, Index j0, Index width, LaneSums& sums, TileScratch<T>& tile) {
+  for_each_lane_tile<T>(
+      s.m, s.n, 0, 0,
+      [&](Index i0, Index n, Index j0, Index width, LaneSums& sums, PairScratch<T>& tile) {
         const auto& y = a.targets();
-        ops.squared_distance(s.d, n, width, a.x.data + i0, a.x.ld, y.data + j0, y.ld, tile.kernel, kTargets);
-        if (s.self()) mask_diagonal(tile.kernel.get(), kTargets, i0, n, j0, width);
+        ops.squared_distance(s.d, n, width, a.x.data + i0, a.x.ld, y.data + j0, y.ld, tile.kernel, width);
+        if (s.self()) mask_diagonal(tile.kernel.get(), width, i0, n, j0, width);
         ops.product(s.d, n, width, a.g.data + i0, a.g.ld, a.targets_centred().data + j0, y.ld, tile.p,
-                    kTargets);
+                    width);
         PairTile<T> t{};
-        t.rows = n, t.lanes = width, t.ld = kTargets, t.kernel = tile.kernel, t.p = tile.p;
+        t.rows = n, t.lanes = width, t.ld = width, t.kernel = tile.kernel, t.p = tile.p;
         t.row_shift = a.along + i0, t.row_weight = s.w ? a.weight + i0 : nullptr;
         t.h = static_cast<T>(h), t.c = a.c, t.d = s.d, t.sum = sums.sum;
         ops.divergence(t);
@@ -129,32 +120,32 @@ class Backward {
     const T* row_rows = as_source ? a.target_rows() : a.x_rows;
     std::vector<double> scaling(at::divup(lanes, kTargets), 0.0);
     const auto& ops = tile_ops<T>();
-    for_each_lane_tile(
-        rows, lanes, s.d, [&] { return TileScratch<T>(s.d); },
-        [&](Index i0, Index n, Index j0, Index width, LaneSums& sums, TileScratch<T>& tile) {
+    for_each_lane_tile<T>(
+        rows, lanes, s.d, 3,
+        [&](Index i0, Index n, Index j0, Index width, LaneSums& sums, PairScratch<T>& tile) {
           ops.squared_distance(s.d, n, width, row_x.data + i0, row_x.ld, lane_x.data + j0, lane_x.ld,
-                               tile.kernel, kTargets);
-          if (s.self()) mask_diagonal(tile.kernel.get(), kTargets, i0, n, j0, width);
+                               tile.kernel, width);
+          if (s.self()) mask_diagonal(tile.kernel.get(), width, i0, n, j0, width);
           PairTile<T> t{};
-          t.rows = n, t.lanes = width, t.ld = kTargets, t.kernel = tile.kernel;
+          t.rows = n, t.lanes = width, t.ld = width, t.kernel = tile.kernel;
           t.h = static_cast<T>(h), t.c = a.c, t.d = s.d;
           t.sum = sums.sum, t.mass = sums.mass, t.weight = sums.weight;
           if (as_target) {  // row: source, lane: target
             const Packed<T>& y = a.targets_centred();
-            ops.product(s.d, n, width, a.g.data + i0, a.g.ld, y.data + j0, y.ld, tile.p, kTargets);
+            ops.product(s.d, n, width, a.g.data + i0, a.g.ld, y.data + j0, y.ld, tile.p, width);
             t.p = tile.p, t.row_shift = a.along + i0, t.lane_cotangent = v + j0;
             t.row_weight = s.w ? a.weight + i0 : nullptr;
           }
           if (as_source) {  // row: target, lane: source
             const Packed<T>& y = a.targets_centred();
-            ops.product(s.d, n, width, y.data + i0, y.ld, a.g.data + j0, a.g.ld, tile.q, kTargets);
+            ops.product(s.d, n, width, y.data + i0, y.ld, a.g.data + j0, a.g.ld, tile.q, width);
             t.q = tile.q, t.lane_shift = a.along + j0, t.row_cotangent = v + i0;
             t.lane_weight = s.w ? a.weight + j0 : nullptr;
           }
           ops.divergence_backward(t);
-          gather(row_rows + i0 * s.d, n, width, tile.kernel, tile.field, sums.first);
-          if (as_target) gather(s.g + i0 * s.d, n, width, tile.p, tile.field, sums.second);
-          if (as_source) gather(row_rows + i0 * s.d, n, width, tile.q, tile.field, sums.third);
+          tile.gather(row_rows + i0 * s.d, s.d, n, width, tile.kernel, sums.of(0));
+          if (as_target) tile.gather(s.g + i0 * s.d, s.d, n, width, tile.p, sums.of(1));
+          if (as_source) tile.gather(row_rows + i0 * s.d, s.d, n, width, tile.q, sums.of(2));
         },
         [&](Index j0, Index real, const LaneSums& sums, Index t) {
           for (Index l = 0; l < real; ++l) {
@@ -167,23 +158,16 @@ class Backward {
     for (const double part : scaling) out.dh += part / (2 * h);
   }
 
-  // sum[f][l] += sum_r values[r][f] coefficient[r][l]
-  void gather(const T* values, Index n, Index width, const T* coefficient, T* field, double* sum) const {
-    const auto& ops = tile_ops<T>();
-    ops.product(n, s.d, width, values, s.d, coefficient, kTargets, field, kTargets);
-    ops.add(s.d * kTargets, field, sum);
-  }
-
   void source(Index i, Index l, const LaneSums& sums, bool both, double& scaling) const {
     const double factor = s.factor(), weight = factor * a.weight[i];
     const T *x = a.x_rows + i * s.d, *g = s.g + i * s.d;
     double dw = sums.weight[l];
     if (both && !s.leave_one_out) dw += v[i] * 2 / h * s.d;
     for (Index f = 0; f < s.d; ++f) {
-      const Index at = f * kTargets + l;
-      double dx = factor * (sums.sum[l] * x[f] - sums.first[at]) + a.c * weight * sums.mass[l] * g[f];
-      if (both) dx -= a.c * factor * sums.second[at];
-      const double dg = -a.c * weight * (sums.third[at] - sums.mass[l] * x[f]);
+      const Index at = f * sums.width + l;
+      double dx = factor * (sums.sum[l] * x[f] - sums.of(0)[at]) + a.c * weight * sums.mass[l] * g[f];
+      if (both) dx -= a.c * factor * sums.of(1)[at];
+      const double dg = -a.c * weight * (sums.of(2)[at] - sums.mass[l] * x[f]);
       out.dx[i * s.d + f] = static_cast<T>(dx);
       out.dg[i * s.d + f] = static_cast<T>(dg);
       scaling += g[f] * dg - x[f] * dx;
@@ -195,8 +179,8 @@ class Backward {
   void target(Index j, Index l, const LaneSums& sums, double& scaling) const {
     const T* y = a.target_rows() + j * s.d;
     for (Index f = 0; f < s.d; ++f) {
-      const Index at = f * kTargets + l;
-      const double dy = s.factor() * (sums.sum[l] * y[f] - sums.first[at] - a.c * sums.second[at]);
+      const Index at = f * sums.width + l;
+      const double dy = s.factor() * (sums.sum[l] * y[f] - sums.of(0)[at] - a.c * sums.of(1)[at]);
       out.dy[j * s.d + f] = static_cast<T>(dy);
       scaling -= y[f] * dy;
     }

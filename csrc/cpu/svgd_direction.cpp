@@ -37,7 +37,7 @@ void direction_tiled(const Set<T>& s, double h, T* phi) {
   pack_features(s.x, s.m, s.d, x_packed.get(), ldm);
   if (!s.self()) pack_features(s.y, s.n, s.d, y_packed.get(), ldn);
   const T* targets = s.self() ? x_packed.get() : y_packed.get();
-  if (s.m > 0) ops.centre(s.m, s.d, s.x, s.d, centre);
+  centre_of(s, centre.get());
   if (!direct)
     parallel(s.m, 512, [&](Index begin, Index end) {
       ops.drive(end - begin, s.d, s.d, s.x + begin * s.d, s.g + begin * s.d, s.d, centre, c,
@@ -48,19 +48,19 @@ void direction_tiled(const Set<T>& s, double h, T* phi) {
     Buffer<double> sum(s.d * kTargets), mass(kTargets);
     for (Index t = begin; t < end; ++t) {
       const Index j0 = t * kTargets, lanes = std::min(kTargets, ldn - j0);
-      std::fill_n(sum.get(), s.d * kTargets, 0.0);
+      std::fill_n(sum.get(), s.d * lanes, 0.0);
       std::fill_n(mass.get(), kTargets, 0.0);
       for (Index i0 = 0; i0 < s.m; i0 += kSources) {
         const Index rows = std::min(kSources, s.m - i0);
-        ops.squared_distance(s.d, rows, lanes, x_packed + i0, ldm, targets + j0, ldn, tile, kTargets);
-        if (s.self()) mask_diagonal(tile.get(), kTargets, i0, rows, j0, lanes);
-        ops.radial(rows, lanes, tile, kTargets, s.w ? s.w + i0 : nullptr, scale, mass);
+        ops.squared_distance(s.d, rows, lanes, x_packed + i0, ldm, targets + j0, ldn, tile, lanes);
+        if (s.self()) mask_diagonal(tile.get(), lanes, i0, rows, j0, lanes);
+        ops.radial(rows, lanes, tile, lanes, s.w ? s.w + i0 : nullptr, scale, mass);
         if (direct)
-          ops.direct_field(rows, s.d, lanes, tile, kTargets, s.x + i0 * s.d, s.g + i0 * s.d, s.d,
-                           targets + j0, ldn, c, field, kTargets);
+          ops.direct_field(rows, s.d, lanes, tile, lanes, s.x + i0 * s.d, s.g + i0 * s.d, s.d,
+                           targets + j0, ldn, c, field, lanes);
         else
-          ops.product(rows, s.d, lanes, drive + i0 * s.d, s.d, tile, kTargets, field, kTargets);
-        ops.add(s.d * kTargets, field, sum);
+          ops.product(rows, s.d, lanes, drive + i0 * s.d, s.d, tile, lanes, field, lanes);
+        ops.add(s.d * lanes, field, sum);
       }
       const double factor = s.factor();
       for (Index j = 0; j < std::min(kTargets, s.n - j0); ++j) {
@@ -69,7 +69,7 @@ void direction_tiled(const Set<T>& s, double h, T* phi) {
         const double own = s.self() && !s.leave_one_out ? (s.w ? s.w[j0 + j] : 1.0) : 0.0;
         const T* g = s.g + (own != 0.0 ? (j0 + j) * s.d : 0);
         for (Index f = 0; f < s.d; ++f) {
-          double value = sum[f * kTargets + j];
+          double value = sum[f * lanes + j];
           if (!direct) value += pull * (static_cast<double>(y[f]) - centre[f]);
           if (own != 0.0) value += own * g[f];
           phi[(j0 + j) * s.d + f] = static_cast<T>(factor * value);

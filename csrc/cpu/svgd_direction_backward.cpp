@@ -13,8 +13,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/matmul.h>
-#include <ATen/ops/sub.h>
 #include <torch/library.h>
 
 #include "backward.h"
@@ -28,13 +26,6 @@ template <class T>
 struct Gradients {
   T *dx, *dg, *dw, *dy;  // dw and dy may be null
   double dh = 0;
-};
-
-template <class T>
-struct PairScratch {
-  Buffer<T> kernel{kPairRows * kTargets}, p{kPairRows * kTargets}, q{kPairRows * kTargets};
-  Buffer<T> field;
-  explicit PairScratch(Index d) : field(d * kTargets) {}
 };
 
 // Arrays of one particle set, centred on the sources.
@@ -63,19 +54,19 @@ struct Pass {
   void run(const Finish& finish) const {
     const auto& ops = tile_ops<T>();
     const Index ldr = padded(rows), ldl = padded(lanes);
-    for_each_lane_tile(
-        rows, lanes, d, [&] { return PairScratch<T>(d); },
+    for_each_lane_tile<T>(
+        rows, lanes, d, row_v ? 2 : 1,
         [&](Index i0, Index n, Index j0, Index width, LaneSums& sums, PairScratch<T>& s) {
-          ops.squared_distance(d, n, width, row_x + i0, ldr, lane_x + j0, ldl, s.kernel, kTargets);
-          if (self) mask_diagonal(s.kernel.get(), kTargets, i0, n, j0, width);
+          ops.squared_distance(d, n, width, row_x + i0, ldr, lane_x + j0, ldl, s.kernel, width);
+          if (self) mask_diagonal(s.kernel.get(), width, i0, n, j0, width);
           PairTile<T> t{};
-          t.rows = n, t.lanes = width, t.ld = kTargets, t.kernel = s.kernel;
+          t.rows = n, t.lanes = width, t.ld = width, t.kernel = s.kernel;
           if (row_u) {
-            ops.product(d, n, width, row_u + i0, ldr, lane_v + j0, ldl, s.p, kTargets);
+            ops.product(d, n, width, row_u + i0, ldr, lane_v + j0, ldl, s.p, width);
             t.p = s.p;
           }
           if (row_v) {
-            ops.product(d, n, width, row_v + i0, ldr, lane_u + j0, ldl, s.q, kTargets);
+            ops.product(d, n, width, row_v + i0, ldr, lane_u + j0, ldl, s.q, width);
             t.q = s.q;
           }
           t.row_weight = row_weight ? row_weight + i0 : nullptr;
@@ -85,11 +76,8 @@ struct Pass {
           t.h = h, t.c = 2 / h;
           t.sum = sums.sum, t.mass = sums.mass, t.weight = sums.weight;
           ops.direction_backward(t);
-          ops.product(n, d, width, sum_x + i0 * d, d, t.p ? t.p : t.q, kTargets, s.field, kTargets);
-          ops.add(d * kTargets, s.field, sums.first);
-          if (!sum_v) return;
-          ops.product(n, d, width, sum_v + i0 * d, d, s.kernel, kTargets, s.field, kTargets);
-          ops.add(d * kTargets, s.field, sums.second);
+          s.gather(sum_x + i0 * d, d, n, width, t.p ? t.p : t.q, sums.of(0));
+          if (row_v) s.gather(sum_v + i0 * d, d, n, width, s.kernel, sums.of(1));
         },
         finish);
   }
@@ -101,7 +89,7 @@ void backward_tiled(const Set<T>& s, const T* v, double h, Gradients<T>& out) {
   const T c = static_cast<T>(2 / h);
   const double factor = s.factor();
   Buffer<T> centre(s.d), u(s.m * s.d), shift(padded(s.n));
-  if (s.m > 0) ops.centre(s.m, s.d, s.x, s.d, centre);
+  centre_of(s, centre.get());
   Cloud<T> sources(s.x, s.m, s.d, centre);
   std::optional<Cloud<T>> query;
   if (!s.self()) query.emplace(s.y, s.n, s.d, centre.get());
@@ -115,26 +103,30 @@ void backward_tiled(const Set<T>& s, const T* v, double h, Gradients<T>& out) {
   for (Index i = 0; i < padded(s.m); ++i) w[i] = s.w && i < s.m ? s.w[i] : T{1};
 
   std::vector<double> scaling(at::divup(std::max(s.m, s.n), kTargets), 0.0);
-  const auto source_lane = [&](Index i, Index l, const LaneSums& sums, double mass, double& total) {
-    const double weight = factor * w[i];
-    const bool own = s.self() && !s.leave_one_out;
-    double dw = sums.weight[l];
-    const T *x = sources.rows + i * s.d, *g = s.g + i * s.d, *vi = s.self() ? v + i * s.d : g;
-    if (own) dw += dot(g, vi, s.d);
-    for (Index f = 0; f < s.d; ++f) {
-      const Index at = f * kTargets + l;
-      const double field = sums.second[at];
-      // s.self(): `first` and `sum` carry both roles, weights included.
-      double dx = s.self() ? factor * (sums.first[at] - sums.sum[l] * x[f] + mass * vi[f])
-                           : weight * (sums.first[at] - sums.sum[l] * x[f]);
-      dx = c * (dx - weight * field);
-      const double dg = weight * (field + (own ? vi[f] : 0.0));
-      out.dx[i * s.d + f] = static_cast<T>(dx);
-      out.dg[i * s.d + f] = static_cast<T>(dg);
-      total += g[f] * dg - x[f] * dx;
+  const bool own = s.self() && !s.leave_one_out;
+  // s.self(): the first field and `sum` carry both roles of a lane, weights included.
+  const auto source_lanes = [&](Index j0, Index real, const LaneSums& sums, Index t) {
+    LaneFactors k(sums.width);
+    for (Index l = 0; l < real; ++l) {
+      const double weight = factor * w[j0 + l];
+      k.first[l] = s.self() ? factor : weight;
+      k.x[l] = -k.first[l] * sums.sum[l];
+      k.v[l] = s.self() ? factor * sums.mass[l] : 0.0;
+      k.second[l] = weight;
+      k.own[l] = own ? weight : 0.0;
+      const Index i = j0 + l;
+      const double dw = sums.weight[l] + (own ? ops.centred_dot(s.d, s.g + i * s.d, nullptr, v + i * s.d) : 0.0);
+      if (out.dw) out.dw[i] = static_cast<T>(dw);
+      scaling[t] -= weight * dw;
     }
-    total -= weight * dw;
-    if (out.dw) out.dw[i] = static_cast<T>(dw);
+    Buffer<T> dx(s.d * sums.width), dg(s.d * sums.width);
+    ops.lane_gradients(s.d, sums.width, 2 / h, sums.of(0), sums.of(1), sources.x.data + j0, sources.x.ld, centre,
+                       v_packed.data + (s.self() ? j0 : 0), s.self() ? v_packed.ld : 0, k.all(), dx, dg);
+    unpack_features(dx.get(), sums.width, real, s.d, out.dx + j0 * s.d);
+    unpack_features(dg.get(), sums.width, real, s.d, out.dg + j0 * s.d);
+    for (Index i = j0; i < j0 + real; ++i)
+      scaling[t] += ops.centred_dot(s.d, s.g + i * s.d, nullptr, out.dg + i * s.d) -
+                    ops.centred_dot(s.d, s.x + i * s.d, centre, out.dx + i * s.d);
   };
 
   Pass<T> pass{};
@@ -147,9 +139,7 @@ void backward_tiled(const Set<T>& s, const T* v, double h, Gradients<T>& out) {
     pass.row_u = u_packed.data, pass.lane_v = v_packed.data, pass.lane_shift = shift;
     pass.row_weight = s.w ? w.get() : nullptr, pass.lane_weight = s.w ? w.get() : nullptr;
   }
-  pass.run([&](Index j0, Index real, const LaneSums& sums, Index t) {
-    for (Index l = 0; l < real; ++l) source_lane(j0 + l, l, sums, sums.mass[l], scaling[t]);
-  });
+  pass.run(source_lanes);
   if (!s.self()) {
     pass = {};
     pass.d = s.d, pass.h = static_cast<T>(h);
@@ -158,14 +148,18 @@ void backward_tiled(const Set<T>& s, const T* v, double h, Gradients<T>& out) {
     pass.row_u = u_packed.data, pass.lane_v = v_packed.data, pass.lane_shift = shift;
     pass.row_weight = s.w ? w.get() : nullptr, pass.sum_x = sources.rows;
     pass.run([&](Index j0, Index real, const LaneSums& sums, Index t) {
-      for (Index l = 0; l < real; ++l)
-        for (Index f = 0; f < s.d; ++f) {
-          const Index j = (j0 + l) * s.d + f;
-          const double dy = c * factor * (sums.first[f * kTargets + l] - sums.sum[l] * targets.rows[j] +
-                                          sums.mass[l] * v[j]);
-          out.dy[j] = static_cast<T>(dy);
-          scaling[t] -= targets.rows[j] * dy;
-        }
+      LaneFactors k(sums.width);
+      for (Index l = 0; l < real; ++l) {
+        k.first[l] = factor;
+        k.x[l] = -factor * sums.sum[l];
+        k.v[l] = factor * sums.mass[l];
+      }
+      Buffer<T> dy(s.d * sums.width);
+      ops.lane_gradients(s.d, sums.width, 2 / h, sums.of(0), nullptr, targets.x.data + j0, targets.x.ld, centre,
+                         v_packed.data + j0, v_packed.ld, k.all(), dy, nullptr);
+      unpack_features(dy.get(), sums.width, real, s.d, out.dy + j0 * s.d);
+      for (Index j = j0; j < j0 + real; ++j)
+        scaling[t] -= ops.centred_dot(s.d, s.y + j * s.d, centre, out.dy + j * s.d);
     });
   }
   for (const double part : scaling) out.dh += part / (2 * h);
@@ -174,94 +168,154 @@ void backward_tiled(const Set<T>& s, const T* v, double h, Gradients<T>& out) {
 // Long rows: the M x N matrices are smaller than the inputs, so they are kept, and the sums over particles are
 // made by blocks of features.
 template <class T>
-void backward_streamed(const Set<T>& s, const at::Tensor& x_rows, const at::Tensor& g_rows,
-                       const at::Tensor& y_rows, const at::Tensor& v_rows, double h, Gradients<T>& out) {
-  const auto& ops = tile_ops<T>();
-  const T c = static_cast<T>(2 / h);
-  const double factor = s.factor();
-  const Index ld = padded(s.n), ldt = padded(s.m);
-  const T* v = v_rows.const_data_ptr<T>();
-  const at::Tensor centre = x_rows.mean(0);
-  const at::Tensor u = g_rows.sub(x_rows.sub(centre), 2 / h);
-  const at::Tensor products = at::matmul(u, v_rows.t()).contiguous();  // U_i . V_j
-  const at::Tensor shifts = y_rows.sub(centre).mul_(v_rows).sum(1);
-  const T *p = products.const_data_ptr<T>(), *shift = shifts.const_data_ptr<T>();
-  Buffer<T> kernel(s.m * ld);
-  squared_distances(s, kernel.get(), ld);
-  Set<T> unweighted = s;
-  unweighted.w = nullptr;
-  radial_gram(unweighted, kernel.get(), ld, h);
-  // b[i][j] = w_i k a; kt, bt: the same with targets as rows. Sums in double.
-  Buffer<T> b(s.m * ld), bt(s.n * ldt), kt(s.n * ldt), row(ldt), column(ld), mass(ld), w(ldt);
-  std::vector<double> row_sum(ldt, 0.0), column_sum(ld, 0.0), mass_sum(ld, 0.0), dw(s.m, 0.0);
-  for (Index i = 0; i < s.m; ++i) {
-    w[i] = static_cast<T>(factor * (s.w ? s.w[i] : T{1}));
+class Streamed {
+ public:
+  Streamed(const Set<T>& set, const T* cotangent, double bandwidth, Gradients<T>& gradients)
+      : s(set), v(cotangent), h(bandwidth),
+        c(static_cast<T>(2 / bandwidth)), out(gradients), ld(padded(s.n)), ldt(padded(s.m)), centre(s.d),
+        shift(s.n), field(s.n * ldt), to_x(s.n * ldt), to_y(s.self() ? 0 : s.m * ld), row(ldt), column(ld),
+        mass(ld), w(ldt) {}
+
+  void run() {
+    Buffer<T> drive_times_v(s.m * s.n);
+    make_products(drive_times_v);
+    make_coefficients(drive_times_v);
+    make_gradients();
+  }
+
+ private:
+  static constexpr Index kBlock = 256;
+  const Set<T>& s;
+  const T* v;
+  const double h;
+  const T c;
+  Gradients<T>& out;
+  const Index ld, ldt;
+  Buffer<T> centre, shift;
+  // Coefficients with targets as rows: of v in dg, of y in dx; with sources as rows: of x in dy.
+  Buffer<T> field, to_x, to_y, row, column, mass, w;
+
+  Index blocks() const { return at::divup(s.d, kBlock); }
+  bool own() const { return s.self() && !s.leave_one_out; }
+
+  // out[i][j] = U_i.v_j with U = g - c x, and shift_j = y_j.v_j on the way.
+  void make_products(T* out) {
+    const auto& ops = tile_ops<T>();
+    constexpr Index kRun = FeatureChunks::kRun;
+    const FeatureChunks cut(s.d, s.m * s.n);
+    Buffer<double> sums(cut.count * s.m * s.n), shifts(cut.count * s.n);
+    std::fill_n(sums.get(), cut.count * s.m * s.n, 0.0);
+    std::fill_n(shifts.get(), cut.count * s.n, 0.0);
+    parallel(cut.count, 1, [&](Index begin, Index end) {
+      Buffer<T> u(s.m * kRun);
+      for (Index k = begin; k < end; ++k)
+        for (Index f = k * cut.length; f < std::min(s.d, (k + 1) * cut.length); f += kRun) {
+          const Index n = std::min({kRun, s.d - f, (k + 1) * cut.length - f});
+          ops.centre(s.m, n, s.x + f, s.d, centre + f);
+          ops.drive(s.m, n, n, s.x + f, s.g + f, s.d, centre + f, c, u, kRun);
+          for (Index j = 0; j < s.n; j += 4) {
+            const Index rb = std::min<Index>(4, s.n - j);
+            for (Index q = 0; q < rb; ++q)
+              shifts[k * s.n + j + q] +=
+                  ops.centred_dot(n, s.targets() + (j + q) * s.d + f, centre + f, v + (j + q) * s.d + f);
+            for (Index i = 0; i < s.m; i += 4) {
+              double block[16] = {};
+              const Index ra = std::min<Index>(4, s.m - i);
+              ops.row_product(n, u + i * kRun, kRun, ra, v + j * s.d + f, s.d, rb, block);
+              for (Index p = 0; p < ra; ++p)
+                for (Index q = 0; q < rb; ++q) sums[(k * s.m + i + p) * s.n + j + q] += block[p * 4 + q];
+            }
+          }
+        }
+    });
+    for (Index e = 0; e < s.m * s.n; ++e) {
+      double total = 0;
+      for (Index k = 0; k < cut.count; ++k) total += sums[k * s.m * s.n + e];
+      out[e] = static_cast<T>(total);
+    }
     for (Index j = 0; j < s.n; ++j) {
-      const T k = kernel[i * ld + j], ka = k * (p[i * s.n + j] + c * shift[j]), wka = w[i] * ka;
-      b[i * ld + j] = wka;
-      bt[j * ldt + i] = wka;
-      kt[j * ldt + i] = w[i] * k;
-      dw[i] += ka;
-      row_sum[i] += wka;
-      column_sum[j] += wka;
-      mass_sum[j] += w[i] * k;
+      double total = 0;
+      for (Index k = 0; k < cut.count; ++k) total += shifts[k * s.n + j];
+      shift[j] = static_cast<T>(total);
     }
   }
-  const bool own = s.self() && !s.leave_one_out;
-  for (Index i = 0; i < s.m; ++i) {
-    row[i] = static_cast<T>(row_sum[i]);
-    if (own) dw[i] += dot(s.g + i * s.d, v + i * s.d, s.d);
-    if (out.dw) out.dw[i] = static_cast<T>(dw[i]);
-    out.dh -= w[i] * dw[i] / (2 * h);
-  }
-  for (Index j = 0; j < s.n; ++j) {
-    column[j] = static_cast<T>(column_sum[j]);
-    mass[j] = static_cast<T>(mass_sum[j]);
-  }
-  const T* middle = centre.const_data_ptr<T>();
-  constexpr Index kBlock = 256;
-  const Index blocks = at::divup(s.d, kBlock);
-  std::vector<double> scaling(blocks, 0.0);
-  parallel(blocks, 1, [&](Index begin, Index end) {
-    Buffer<T> xc(s.m * kBlock), yc(s.n * kBlock), vc(s.n * kBlock);
-    Buffer<T> field(s.m * kBlock), by(s.m * kBlock), bx(s.n * kBlock);
-    for (Index k = begin; k < end; ++k) {
-      const Index f0 = k * kBlock, n = std::min(kBlock, s.d - f0), lanes = padded(n);
-      const auto gather = [&](const T* from, Index count, const T* minus, T* to) {
-        for (Index i = 0; i < count; ++i) {
-          for (Index f = 0; f < n; ++f)
-            to[i * kBlock + f] = from[i * s.d + f0 + f] - (minus ? minus[f0 + f] : T{0});
-          std::fill(to + i * kBlock + n, to + i * kBlock + lanes, T{0});
-        }
-      };
-      gather(s.x, s.m, middle, xc);
-      gather(s.targets(), s.n, middle, yc);
-      gather(v, s.n, nullptr, vc);
-      ops.product(s.n, s.m, lanes, kt, ldt, vc, kBlock, field, kBlock);  // w_i sum_j k v_j
-      ops.product(s.n, s.m, lanes, bt, ldt, yc, kBlock, by, kBlock);
-      ops.product(s.m, s.n, lanes, b, ld, xc, kBlock, bx, kBlock);
+
+  void make_coefficients(const T* p) {
+    Buffer<T> kernel(s.m * ld);
+    squared_distances(s, kernel.get(), ld);
+    Set<T> unweighted = s;
+    unweighted.w = nullptr;
+    radial_gram(unweighted, kernel.get(), ld, h);
+    std::vector<double> row_sum(s.m, 0.0), column_sum(s.n, 0.0), mass_sum(s.n, 0.0);
+    for (Index i = 0; i < s.m; ++i) {
+      w[i] = static_cast<T>(s.factor() * (s.w ? s.w[i] : T{1}));
+      double dw = own() ? dot(s.g + i * s.d, v + i * s.d, s.d) : 0.0;
+      for (Index j = 0; j < s.n; ++j) {
+        const T k = kernel[i * ld + j], ka = k * (p[i * s.n + j] + c * shift[j]), wka = w[i] * ka;
+        to_x[j * ldt + i] = wka;
+        if (!s.self()) to_y[i * ld + j] = wka;
+        field[j * ldt + i] = w[i] * k;
+        dw += ka;
+        row_sum[i] += wka;
+        column_sum[j] += wka;
+        mass_sum[j] += w[i] * k;
+      }
+      if (out.dw) out.dw[i] = static_cast<T>(dw);
+      out.dh -= w[i] * dw / (2 * h);
+    }
+    if (s.self())  // both roles of a particle take the same rows: one product instead of two
       for (Index i = 0; i < s.m; ++i)
-        for (Index f = 0; f < n; ++f) {
-          const Index at = i * kBlock + f, global = i * s.d + f0 + f;
-          T dx = c * (by[at] - row[i] * xc[at] - field[at]);
-          if (s.self()) dx += c * (bx[at] - column[i] * xc[at] + mass[i] * vc[at]);
-          const T dg = field[at] + (own ? w[i] * vc[at] : T{0});
-          out.dx[global] = dx;
-          out.dg[global] = dg;
-          scaling[k] += static_cast<double>(s.g[global]) * dg - static_cast<double>(xc[at]) * dx;
-        }
-      if (s.self()) continue;
-      for (Index j = 0; j < s.n; ++j)
-        for (Index f = 0; f < n; ++f) {
-          const Index at = j * kBlock + f;
-          const T dy = c * (bx[at] - column[j] * yc[at] + mass[j] * vc[at]);
-          out.dy[j * s.d + f0 + f] = dy;
-          scaling[k] -= static_cast<double>(yc[at]) * dy;
-        }
+        for (Index j = 0; j <= i; ++j)
+          to_x[i * ldt + j] = to_x[j * ldt + i] = to_x[i * ldt + j] + (i == j ? T{0} : to_x[j * ldt + i]);
+    for (Index i = 0; i < s.m; ++i)
+      row[i] = static_cast<T>(row_sum[i] + (s.self() ? column_sum[i] : 0.0));
+    for (Index j = 0; j < s.n; ++j) {
+      column[j] = static_cast<T>(column_sum[j]);
+      mass[j] = static_cast<T>(mass_sum[j]);
     }
-  });
-  for (const double part : scaling) out.dh += part / (2 * h);
-}
+  }
+
+  void make_gradients() {
+    const auto& ops = tile_ops<T>();
+    Buffer<double> parts(blocks());
+    parallel(blocks(), 1, [&](Index begin, Index end) {
+      Buffer<T> xc(s.m * kBlock), yc(s.self() ? 0 : s.n * kBlock), vc(s.n * kBlock);
+      Buffer<T> pull(s.m * kBlock), drive(s.m * kBlock), back(s.self() ? 0 : s.n * kBlock), zero(kBlock);
+      std::fill_n(zero.get(), kBlock, T{0});
+      for (Index k = begin; k < end; ++k) {
+        const Index f0 = k * kBlock, n = std::min(kBlock, s.d - f0), lanes = padded(n);
+        const T* middle = centre + f0;
+        ops.subtract(s.m, n, lanes, s.x + f0, s.d, middle, xc, kBlock);
+        if (!s.self()) ops.subtract(s.n, n, lanes, s.y + f0, s.d, middle, yc, kBlock);
+        ops.subtract(s.n, n, lanes, v + f0, s.d, zero, vc, kBlock);
+        const T* targets = s.self() ? xc : yc;
+        ops.product(s.n, s.m, lanes, field, ldt, vc, kBlock, drive, kBlock);
+        ops.product(s.n, s.m, lanes, to_x, ldt, targets, kBlock, pull, kBlock);
+        double total = 0;
+        for (Index i = 0; i < s.m; ++i) {
+          T *dx = out.dx + i * s.d + f0, *dg = out.dg + i * s.d + f0;
+          const T* own_v = own() ? vc + i * kBlock : zero.get();
+          ops.combine(n, c, pull + i * kBlock, -c * row[i], xc + i * kBlock, -c, drive + i * kBlock,
+                      s.self() ? c * mass[i] : T{0}, s.self() ? vc + i * kBlock : zero.get(), dx);
+          ops.combine(n, T{1}, drive + i * kBlock, own() ? w[i] : T{0}, own_v, T{0}, zero, T{0}, zero, dg);
+          total += ops.centred_dot(n, dg, nullptr, s.g + i * s.d + f0) -
+                   ops.centred_dot(n, dx, nullptr, xc + i * kBlock);
+        }
+        if (!s.self()) {
+          ops.product(s.m, s.n, lanes, to_y, ld, xc, kBlock, back, kBlock);
+          for (Index j = 0; j < s.n; ++j) {
+            T* dy = out.dy + j * s.d + f0;
+            ops.combine(n, c, back + j * kBlock, -c * column[j], yc + j * kBlock, c * mass[j],
+                        vc + j * kBlock, T{0}, zero, dy);
+            total -= ops.centred_dot(n, dy, nullptr, yc + j * kBlock);
+          }
+        }
+        parts[k] = total;
+      }
+    });
+    for (Index k = 0; k < blocks(); ++k) out.dh += parts[k] / (2 * h);
+  }
+};
 
 }  // namespace
 
@@ -283,17 +337,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> svgd_dire
                               weights_in ? dw.mutable_data_ptr<scalar_t>() + b * a.m : nullptr,
                               query_in ? dy.mutable_data_ptr<scalar_t>() + b * a.n * a.d : nullptr};
       const bool streamed = s.d >= kLongRow && s.m > 0 && s.n > 0 && s.m * s.n <= (s.m + s.n) * s.d;
+      const scalar_t* cotangent = v.const_data_ptr<scalar_t>() + b * a.n * a.d;
       if (streamed)
-        backward_streamed(s, a.x[b], a.grad[b], query_in ? a.query[b] : a.x[b], v[b], bandwidth, out);
+        Streamed<scalar_t>(s, cotangent, bandwidth, out).run();
       else
-        backward_tiled(s, v.const_data_ptr<scalar_t>() + b * a.n * a.d, bandwidth, out);
+        backward_tiled(s, cotangent, bandwidth, out);
       dh.mutable_data_ptr<scalar_t>()[b] = static_cast<scalar_t>(out.dh);
     };
-    // The streamed form calls torch, whose own threads it should have.
-    if (a.d >= kLongRow)
-      for (Index b = 0; b < a.batch; ++b) run(b);
-    else
-      for_each_set(a.batch, run);
+    for_each_set(a.batch, run);
   });
   const auto dtype = x_in.scalar_type();
   return {dx.to(dtype), dg.to(dtype), weights_in ? dw.to(dtype) : at::empty({0}, x_in.options()),

@@ -54,6 +54,9 @@ struct TileOps {
   // features are contiguous. out[a * 4 + b] += in double.
   void (*row_distance)(Index features, const T* a, Index lda, Index ra, const T* b, Index ldb,
                        Index rb, double* out);
+  // The same with a * b in place of (a - b)^2.
+  void (*row_product)(Index features, const T* a, Index lda, Index ra, const T* b, Index ldb, Index rb,
+                      double* out);
   // tile = weight[r] * exp(scale * tile), weight may be null; column_sum[l] += over rows
   void (*radial)(Index rows, Index lanes, T* tile, Index ld, const T* weight, T scale,
                  double* column_sum);
@@ -68,6 +71,12 @@ struct TileOps {
   // own may be null
   void (*finish)(Index rows, Index n, const T* tile, Index ldt, const T* mass, const T* y,
                  const T* centre, const T* own, const T* g, T factor, T* out, Index ld);
+  // out[r][l] = x[r][l] - centre[l] for l < n, 0 up to `lanes`
+  void (*subtract)(Index rows, Index n, Index lanes, const T* x, Index ld, const T* centre, T* out, Index ldo);
+  // sum over l of (a[l] - centre[l]) * b[l], centre null: 0; runs of 256 in T, their total in double
+  double (*centred_dot)(Index n, const T* a, const T* centre, const T* b);
+  // out = a x + b y + p u + q v, n values
+  void (*combine)(Index n, T a, const T* x, T b, const T* y, T p, const T* u, T q, const T* v, T* out);
   // whether none of n values is NaN or infinite
   bool (*all_finite)(Index n, const T* values);
   // how many of n values have bits below `limit`
@@ -81,6 +90,11 @@ struct TileOps {
   // Direction, backward: with a = p + c lane_shift and b = q + c row_shift,
   //   p = s = k (w_r a + w_l b); sum += s, mass += w_r k, weight += k b
   void (*direction_backward)(const PairTile<T>& tile);
+  // Gradients of lanes from their sums over rows, [features][width]; factors: first, x, v, second, own:
+  //   dx = c (first_l a + x_l (x - centre_f) + v_l v - second_l b), dg = second_l b + own_l v
+  // b may be null (then dg is not made).
+  void (*lane_gradients)(Index features, Index width, double c, const double* a, const double* b, const T* x,
+                         Index ldx, const T* centre, const T* v, Index ldv, const double* factors, T* dx, T* dg);
   // Divergence: with e = p - row_shift, sum += w_r k (c d - c^2 r2 - c e)
   void (*divergence)(const PairTile<T>& tile);
   // Divergence, backward: t = c d - c^2 r2 - c (p - row_shift), u the same of q - lane_shift,
