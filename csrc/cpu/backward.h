@@ -76,13 +76,6 @@ void centred_rows(const T* x, Index n, Index d, const T* centre, T* out) {
   });
 }
 
-// rows[l][f] = tile[f][l]
-template <class T>
-void unpack_features(const T* tile, Index width, Index rows, Index d, T* out) {
-  for (Index l = 0; l < rows; ++l)
-    for (Index f = 0; f < d; ++f) out[l * d + f] = tile[f * width + l];
-}
-
 // What each lane's sums are multiplied with (see TileOps::lane_gradients).
 struct LaneFactors {
   Index width;

@@ -84,6 +84,15 @@ void squared_distances(const Set<T>& s, T* out, Index ld) {
 }
 
 template <class T>
+void mirror(T* matrix, Index ld, Index m) {
+  for (Index i0 = kMaxWidth; i0 < m; i0 += kMaxWidth) {
+    const Index rows = std::min(kMaxWidth, m - i0);
+    for (Index j0 = 0; j0 < i0; j0 += kMaxWidth)
+      tile_ops<T>().transpose(kMaxWidth, rows, matrix + j0 * ld + i0, ld, matrix + i0 * ld + j0, ld);
+  }
+}
+
+template <class T>
 void radial_gram(const Set<T>& s, T* gram, Index ld, double h) {
   const auto& ops = tile_ops<T>();
   const T scale = static_cast<T>(-1.0 / h);
@@ -95,11 +104,7 @@ void radial_gram(const Set<T>& s, T* gram, Index ld, double h) {
     }
   });
   if (!s.self()) return;
-  // Lower triangle from the upper one, in square blocks that stay in L1.
-  for (Index i0 = 0; i0 < s.m; i0 += kMaxWidth)
-    for (Index j0 = 0; j0 < i0; j0 += kMaxWidth)
-      for (Index i = i0; i < std::min(s.m, i0 + kMaxWidth); ++i)
-        for (Index j = j0; j < j0 + kMaxWidth; ++j) gram[i * ld + j] = gram[j * ld + i];
+  mirror(gram, ld, s.m);
   if (s.w)
     for (Index i = 0; i < s.m; ++i)
       for (Index j = 0; j < s.n; ++j) gram[i * ld + j] *= s.w[i];
@@ -115,6 +120,7 @@ void column_mass(const T* gram, Index ld, Index m, Index n, T c, T* mass) {
 }
 
 #define STEIN_INSTANTIATE(T)                                           \
+  template void mirror<T>(T*, Index, Index);                           \
   template void squared_distances<T>(const Set<T>&, T*, Index);        \
   template void radial_gram<T>(const Set<T>&, T*, Index, double);      \
   template void column_mass<T>(const T*, Index, Index, Index, T, T*);

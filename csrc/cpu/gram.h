@@ -7,6 +7,17 @@
 
 namespace stein {
 
+// Whether the M x N matrix of a set is worth keeping: it fits L2, or it is smaller than the inputs.
+template <class T>
+bool keeps_gram(const Set<T>& s) {
+  return s.d > kDirect && s.m > 0 && s.n > 0 &&
+         (s.m * s.n <= kSmallSet * kSmallSet || s.m * s.n <= (s.m + s.n) * s.d);
+}
+
+// The lower triangle from the upper one.
+template <class T>
+void mirror(T* matrix, Index ld, Index m);
+
 // How long rows are cut: the number of chunks depends on the shape alone, each chunk has its own sums in double,
 // and these are added in a fixed order: the same bits with any number of threads.
 struct FeatureChunks {

@@ -1,6 +1,7 @@
 // What every op shares on the CPU: the arguments of one set, scratch memory, packing, and the loop over sets.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -154,12 +155,10 @@ void centre_of(const Set<T>& s, T* out) {
 // out[f][i] = x[i][f], rows of out padded to `ld` with zeros.
 template <class T>
 void pack_features(const T* x, Index rows, Index d, T* out, Index ld) {
+  const auto& ops = tile_ops<T>();
   parallel(d, at::divup(Index{1} << 16, rows + 1), [&](Index begin, Index end) {
-    for (Index f = begin; f < end; ++f) {
-      T* row = out + f * ld;
-      for (Index i = 0; i < rows; ++i) row[i] = x[i * d + f];
-      for (Index i = rows; i < ld; ++i) row[i] = 0;
-    }
+    ops.transpose(rows, end - begin, x + begin, d, out + begin * ld, ld);
+    for (Index f = begin; f < end; ++f) std::fill(out + f * ld + rows, out + (f + 1) * ld, T{0});
   });
 }
 

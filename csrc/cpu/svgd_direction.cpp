@@ -104,12 +104,6 @@ void apply_gram(const Set<T>& s, const T* gram, Index ld, double h, T* phi) {
   });
 }
 
-template <class T>
-bool keeps_gram(const Set<T>& s) {
-  return s.d > kDirect && s.m > 0 && s.n > 0 &&
-         (s.m * s.n <= kSmallSet * kSmallSet || s.m * s.n <= (s.m + s.n) * s.d);
-}
-
 // h is taken where it is not NaN-marked by `rule`; otherwise the rule makes it from the same distances.
 template <class T>
 double direction_of_set(const Set<T>& s, const double* h_given, const char* rule, T* phi) {

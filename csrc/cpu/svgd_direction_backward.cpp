@@ -122,11 +122,11 @@ void backward_tiled(const Set<T>& s, const T* v, double h, Gradients<T>& out) {
     Buffer<T> dx(s.d * sums.width), dg(s.d * sums.width);
     ops.lane_gradients(s.d, sums.width, 2 / h, sums.of(0), sums.of(1), sources.x.data + j0, sources.x.ld, centre,
                        v_packed.data + (s.self() ? j0 : 0), s.self() ? v_packed.ld : 0, k.all(), dx, dg);
-    unpack_features(dx.get(), sums.width, real, s.d, out.dx + j0 * s.d);
-    unpack_features(dg.get(), sums.width, real, s.d, out.dg + j0 * s.d);
-    for (Index i = j0; i < j0 + real; ++i)
-      scaling[t] += ops.centred_dot(s.d, s.g + i * s.d, nullptr, out.dg + i * s.d) -
-                    ops.centred_dot(s.d, s.x + i * s.d, centre, out.dx + i * s.d);
+    ops.transpose(s.d, real, dx, sums.width, out.dx + j0 * s.d, s.d);
+    ops.transpose(s.d, real, dg, sums.width, out.dg + j0 * s.d, s.d);
+    const Index from = j0 * s.d, count = real * s.d;
+    scaling[t] += ops.centred_dot(count, s.g + from, nullptr, out.dg + from) -
+                  ops.centred_dot(count, sources.rows + from, nullptr, out.dx + from);
   };
 
   Pass<T> pass{};
@@ -157,163 +157,189 @@ void backward_tiled(const Set<T>& s, const T* v, double h, Gradients<T>& out) {
       Buffer<T> dy(s.d * sums.width);
       ops.lane_gradients(s.d, sums.width, 2 / h, sums.of(0), nullptr, targets.x.data + j0, targets.x.ld, centre,
                          v_packed.data + j0, v_packed.ld, k.all(), dy, nullptr);
-      unpack_features(dy.get(), sums.width, real, s.d, out.dy + j0 * s.d);
-      for (Index j = j0; j < j0 + real; ++j)
-        scaling[t] -= ops.centred_dot(s.d, s.y + j * s.d, centre, out.dy + j * s.d);
+      ops.transpose(s.d, real, dy, sums.width, out.dy + j0 * s.d, s.d);
+      scaling[t] -= ops.centred_dot(real * s.d, targets.rows + j0 * s.d, nullptr, out.dy + j0 * s.d);
     });
   }
   for (const double part : scaling) out.dh += part / (2 * h);
 }
 
-// Long rows: the M x N matrices are smaller than the inputs, so they are kept, and the sums over particles are
-// made by blocks of features.
+// The M x N matrices of one set are kept, as in the forward; sums over particles run by blocks of features, whose
+// results are rows of the outputs.
 template <class T>
-class Streamed {
+class Stored {
  public:
-  Streamed(const Set<T>& set, const T* cotangent, double bandwidth, Gradients<T>& gradients)
-      : s(set), v(cotangent), h(bandwidth),
-        c(static_cast<T>(2 / bandwidth)), out(gradients), ld(padded(s.n)), ldt(padded(s.m)), centre(s.d),
-        shift(s.n), field(s.n * ldt), to_x(s.n * ldt), to_y(s.self() ? 0 : s.m * ld), row(ldt), column(ld),
-        mass(ld), w(ldt) {}
+  Stored(const Set<T>& set, const T* cotangent, double bandwidth, Gradients<T>& gradients)
+      : s(set), v(cotangent), h(bandwidth), c(static_cast<T>(2 / bandwidth)), factor(set.factor()), out(gradients),
+        ldm(padded(s.m)), ldn(padded(s.n)), centre(s.d), shift(ldn), weight(ldm) {}
 
   void run() {
-    Buffer<T> drive_times_v(s.m * s.n);
-    make_products(drive_times_v);
-    make_coefficients(drive_times_v);
-    make_gradients();
+    std::fill_n(shift.get(), ldn, T{0});
+    for (Index i = 0; i < ldm; ++i) weight[i] = s.w && i < s.m ? s.w[i] : T{1};
+    Buffer<T> squared(s.m * ldn), products(s.m * ldn);
+    if (s.d >= kLongRow)
+      stream_products(products);
+    else
+      pack_products(products);
+    squared_distances(s, squared.get(), ldn);
+    if (s.self()) mirror(squared.get(), ldn, s.m);
+    Buffer<T> squared_turned(s.self() ? 0 : s.n * ldm), products_turned(s.n * ldm);
+    ops.transpose(s.m, s.n, products, ldn, products_turned, ldm);
+    if (s.self()) {
+      pass({s.m, s.m, ldm, true, true}, squared, products, products_turned);
+    } else {
+      ops.transpose(s.m, s.n, squared, ldn, squared_turned, ldm);
+      clear_padding(squared_turned.get(), s.n, s.m, ldm);
+      clear_padding(products_turned.get(), s.n, s.m, ldm);
+      pass({s.n, s.m, ldm, true, false}, squared_turned, nullptr, products_turned);
+      pass({s.m, s.n, ldn, false, true}, squared, products, nullptr);
+    }
   }
 
  private:
+  struct Roles {
+    Index rows, lanes, ld;
+    bool source, target;  // what the lanes are
+  };
   static constexpr Index kBlock = 256;
+  const TileOps<T>& ops = tile_ops<T>();
   const Set<T>& s;
   const T* v;
   const double h;
   const T c;
+  const double factor;
   Gradients<T>& out;
-  const Index ld, ldt;
-  Buffer<T> centre, shift;
-  // Coefficients with targets as rows: of v in dg, of y in dx; with sources as rows: of x in dy.
-  Buffer<T> field, to_x, to_y, row, column, mass, w;
+  const Index ldm, ldn;
+  Buffer<T> centre, shift, weight;
 
-  Index blocks() const { return at::divup(s.d, kBlock); }
   bool own() const { return s.self() && !s.leave_one_out; }
 
-  // out[i][j] = U_i.v_j with U = g - c x, and shift_j = y_j.v_j on the way.
-  void make_products(T* out) {
-    const auto& ops = tile_ops<T>();
+  static void clear_padding(T* matrix, Index rows, Index lanes, Index ld) {
+    for (Index r = 0; r < rows; ++r) std::fill(matrix + r * ld + lanes, matrix + (r + 1) * ld, T{0});
+  }
+
+  // out[i][j] = U_i.v_j with U = g - c x, and shift_j = y_j.v_j.
+  void pack_products(T* result) {
+    Buffer<T> u(s.m * s.d);
+    centre_of(s, centre.get());
+    ops.drive(s.m, s.d, s.d, s.x, s.g, s.d, centre, c, u, s.d);
+    const Packed<T> u_packed(u, s.m, s.d), v_packed(v, s.n, s.d);
+    ops.product(s.d, s.m, ldn, u_packed.data, u_packed.ld, v_packed.data, v_packed.ld, result, ldn);
+    for (Index j = 0; j < s.n; ++j)
+      shift[j] = static_cast<T>(ops.centred_dot(s.d, s.targets() + j * s.d, centre, v + j * s.d));
+  }
+
+  void stream_products(T* result) {
     constexpr Index kRun = FeatureChunks::kRun;
-    const FeatureChunks cut(s.d, s.m * s.n);
-    Buffer<double> sums(cut.count * s.m * s.n), shifts(cut.count * s.n);
-    std::fill_n(sums.get(), cut.count * s.m * s.n, 0.0);
-    std::fill_n(shifts.get(), cut.count * s.n, 0.0);
+    const FeatureChunks cut(s.d, s.m * ldn);
+    Buffer<double> sums(cut.count * s.m * ldn), shifts(cut.count * ldn);
+    std::fill_n(sums.get(), cut.count * s.m * ldn, 0.0);
+    std::fill_n(shifts.get(), cut.count * ldn, 0.0);
     parallel(cut.count, 1, [&](Index begin, Index end) {
       Buffer<T> u(s.m * kRun);
       for (Index k = begin; k < end; ++k)
-        for (Index f = k * cut.length; f < std::min(s.d, (k + 1) * cut.length); f += kRun) {
-          const Index n = std::min({kRun, s.d - f, (k + 1) * cut.length - f});
-          ops.centre(s.m, n, s.x + f, s.d, centre + f);
-          ops.drive(s.m, n, n, s.x + f, s.g + f, s.d, centre + f, c, u, kRun);
-          for (Index j = 0; j < s.n; j += 4) {
-            const Index rb = std::min<Index>(4, s.n - j);
-            for (Index q = 0; q < rb; ++q)
-              shifts[k * s.n + j + q] +=
-                  ops.centred_dot(n, s.targets() + (j + q) * s.d + f, centre + f, v + (j + q) * s.d + f);
-            for (Index i = 0; i < s.m; i += 4) {
-              double block[16] = {};
-              const Index ra = std::min<Index>(4, s.m - i);
-              ops.row_product(n, u + i * kRun, kRun, ra, v + j * s.d + f, s.d, rb, block);
-              for (Index p = 0; p < ra; ++p)
-                for (Index q = 0; q < rb; ++q) sums[(k * s.m + i + p) * s.n + j + q] += block[p * 4 + q];
-            }
-          }
-        }
+        for (Index f = k * cut.length; f < std::min(s.d, (k + 1) * cut.length); f += kRun)
+          stream_run(f, std::min({kRun, s.d - f, (k + 1) * cut.length - f}), u, sums + k * s.m * ldn,
+                     shifts + k * ldn);
     });
-    for (Index e = 0; e < s.m * s.n; ++e) {
-      double total = 0;
-      for (Index k = 0; k < cut.count; ++k) total += sums[k * s.m * s.n + e];
-      out[e] = static_cast<T>(total);
+    for (Index k = 1; k < cut.count; ++k) {
+      for (Index e = 0; e < s.m * ldn; ++e) sums[e] += sums[k * s.m * ldn + e];
+      for (Index j = 0; j < s.n; ++j) shifts[j] += shifts[k * ldn + j];
     }
-    for (Index j = 0; j < s.n; ++j) {
-      double total = 0;
-      for (Index k = 0; k < cut.count; ++k) total += shifts[k * s.n + j];
-      shift[j] = static_cast<T>(total);
-    }
+    std::copy_n(sums.get(), s.m * ldn, result);
+    std::copy_n(shifts.get(), s.n, shift.get());
   }
 
-  void make_coefficients(const T* p) {
-    Buffer<T> kernel(s.m * ld);
-    squared_distances(s, kernel.get(), ld);
-    Set<T> unweighted = s;
-    unweighted.w = nullptr;
-    radial_gram(unweighted, kernel.get(), ld, h);
-    std::vector<double> row_sum(s.m, 0.0), column_sum(s.n, 0.0), mass_sum(s.n, 0.0);
-    for (Index i = 0; i < s.m; ++i) {
-      w[i] = static_cast<T>(s.factor() * (s.w ? s.w[i] : T{1}));
-      double dw = own() ? dot(s.g + i * s.d, v + i * s.d, s.d) : 0.0;
-      for (Index j = 0; j < s.n; ++j) {
-        const T k = kernel[i * ld + j], ka = k * (p[i * s.n + j] + c * shift[j]), wka = w[i] * ka;
-        to_x[j * ldt + i] = wka;
-        if (!s.self()) to_y[i * ld + j] = wka;
-        field[j * ldt + i] = w[i] * k;
-        dw += ka;
-        row_sum[i] += wka;
-        column_sum[j] += wka;
-        mass_sum[j] += w[i] * k;
+  void stream_run(Index f, Index n, T* u, double* sums, double* shifts) const {
+    constexpr Index kRun = FeatureChunks::kRun;
+    ops.centre(s.m, n, s.x + f, s.d, centre + f);
+    ops.drive(s.m, n, n, s.x + f, s.g + f, s.d, centre + f, c, u, kRun);
+    for (Index j = 0; j < s.n; j += 4) {
+      const Index rb = std::min<Index>(4, s.n - j);
+      for (Index q = j; q < j + rb; ++q)
+        shifts[q] += ops.centred_dot(n, s.targets() + q * s.d + f, centre + f, v + q * s.d + f);
+      for (Index i = 0; i < s.m; i += 4) {
+        double block[16] = {};
+        const Index ra = std::min<Index>(4, s.m - i);
+        ops.row_product(n, u + i * kRun, kRun, ra, v + j * s.d + f, s.d, rb, block);
+        for (Index p = 0; p < ra; ++p)
+          for (Index q = 0; q < rb; ++q) sums[(i + p) * ldn + j + q] += block[p * 4 + q];
       }
-      if (out.dw) out.dw[i] = static_cast<T>(dw);
-      out.dh -= w[i] * dw / (2 * h);
-    }
-    if (s.self())  // both roles of a particle take the same rows: one product instead of two
-      for (Index i = 0; i < s.m; ++i)
-        for (Index j = 0; j <= i; ++j)
-          to_x[i * ldt + j] = to_x[j * ldt + i] = to_x[i * ldt + j] + (i == j ? T{0} : to_x[j * ldt + i]);
-    for (Index i = 0; i < s.m; ++i)
-      row[i] = static_cast<T>(row_sum[i] + (s.self() ? column_sum[i] : 0.0));
-    for (Index j = 0; j < s.n; ++j) {
-      column[j] = static_cast<T>(column_sum[j]);
-      mass[j] = static_cast<T>(mass_sum[j]);
     }
   }
 
-  void make_gradients() {
-    const auto& ops = tile_ops<T>();
-    Buffer<double> parts(blocks());
-    parallel(blocks(), 1, [&](Index begin, Index end) {
-      Buffer<T> xc(s.m * kBlock), yc(s.self() ? 0 : s.n * kBlock), vc(s.n * kBlock);
-      Buffer<T> pull(s.m * kBlock), drive(s.m * kBlock), back(s.self() ? 0 : s.n * kBlock), zero(kBlock);
-      std::fill_n(zero.get(), kBlock, T{0});
-      for (Index k = begin; k < end; ++k) {
-        const Index f0 = k * kBlock, n = std::min(kBlock, s.d - f0), lanes = padded(n);
-        const T* middle = centre + f0;
-        ops.subtract(s.m, n, lanes, s.x + f0, s.d, middle, xc, kBlock);
-        if (!s.self()) ops.subtract(s.n, n, lanes, s.y + f0, s.d, middle, yc, kBlock);
-        ops.subtract(s.n, n, lanes, v + f0, s.d, zero, vc, kBlock);
-        const T* targets = s.self() ? xc : yc;
-        ops.product(s.n, s.m, lanes, field, ldt, vc, kBlock, drive, kBlock);
-        ops.product(s.n, s.m, lanes, to_x, ldt, targets, kBlock, pull, kBlock);
+  // p and q as in PairTile, rows x lanes; squared distances are overwritten by the kernel.
+  void pass(const Roles& roles, T* squared, T* p, T* q) {
+    Buffer<double> sum(roles.ld), mass(roles.ld), slope(roles.ld);
+    for (double* values : {sum.get(), mass.get(), slope.get()}) std::fill_n(values, roles.ld, 0.0);
+    PairTile<T> t{};
+    t.rows = roles.rows, t.lanes = roles.ld, t.ld = roles.ld, t.kernel = squared, t.p = p, t.q = q;
+    if (roles.target) {
+      t.row_weight = s.w ? weight.get() : nullptr;
+      t.lane_shift = shift;
+    }
+    if (roles.source) {
+      t.lane_weight = s.w && s.self() ? weight.get() : nullptr;
+      t.row_shift = shift;
+    }
+    t.h = static_cast<T>(h), t.c = c, t.sum = sum, t.mass = mass, t.weight = slope;
+    ops.direction_backward(t);
+    LaneFactors k(roles.lanes);
+    for (Index l = 0; l < roles.lanes; ++l) {
+      const double w = roles.source ? factor * weight[l] : 0.0;
+      k.first[l] = roles.target ? factor : w;
+      k.x[l] = -k.first[l] * sum[l];
+      k.v[l] = roles.target ? factor * mass[l] : 0.0;
+      k.second[l] = w;
+      k.own[l] = own() ? w : 0.0;
+      if (!roles.source) continue;
+      if (own()) slope[l] += dot(s.g + l * s.d, v + l * s.d, s.d);
+      if (out.dw) out.dw[l] = static_cast<T>(slope[l]);
+      out.dh -= w * slope[l] / (2 * h);
+    }
+    gradients(roles, p ? p : q, squared, k);
+  }
+
+  // Rows of the lanes' gradients from coefficient^T x and kernel^T v.
+  void gradients(const Roles& roles, const T* coefficient, const T* kernel, const LaneFactors& k) {
+    const bool row_is_target = roles.source;  // of a set with itself both are
+    const T* row_x = row_is_target ? s.targets() : s.x;
+    const T* lane_x = roles.source ? s.x : s.targets();
+    T* lane_out = roles.source ? out.dx : out.dy;
+    const Index blocks = at::divup(s.d, kBlock), width = std::min(kBlock, padded(s.d));
+    Buffer<double> parts(blocks);
+    parallel(blocks, 1, [&](Index begin, Index end) {
+      const Index most = std::max(s.m, s.n);
+      Buffer<T> rows(roles.rows * width), lanes(s.self() ? 0 : roles.lanes * width), values(s.n * width);
+      Buffer<T> first(most * width), second(most * width), zero(width);
+      std::fill_n(zero.get(), width, T{0});
+      for (Index b = begin; b < end; ++b) {
+        const Index f0 = b * kBlock, n = std::min(kBlock, s.d - f0), padded_n = padded(n);
+        ops.subtract(roles.rows, n, padded_n, row_x + f0, s.d, centre + f0, rows, width);
+        if (!s.self()) ops.subtract(roles.lanes, n, padded_n, lane_x + f0, s.d, centre + f0, lanes, width);
+        ops.subtract(s.n, n, padded_n, v + f0, s.d, zero, values, width);
+        ops.product(roles.rows, roles.lanes, padded_n, coefficient, roles.ld, rows, width, first, width);
+        if (roles.source)
+          ops.product(roles.rows, roles.lanes, padded_n, kernel, roles.ld, values, width, second, width);
         double total = 0;
-        for (Index i = 0; i < s.m; ++i) {
-          T *dx = out.dx + i * s.d + f0, *dg = out.dg + i * s.d + f0;
-          const T* own_v = own() ? vc + i * kBlock : zero.get();
-          ops.combine(n, c, pull + i * kBlock, -c * row[i], xc + i * kBlock, -c, drive + i * kBlock,
-                      s.self() ? c * mass[i] : T{0}, s.self() ? vc + i * kBlock : zero.get(), dx);
-          ops.combine(n, T{1}, drive + i * kBlock, own() ? w[i] : T{0}, own_v, T{0}, zero, T{0}, zero, dg);
-          total += ops.centred_dot(n, dg, nullptr, s.g + i * s.d + f0) -
-                   ops.centred_dot(n, dx, nullptr, xc + i * kBlock);
+        for (Index l = 0; l < roles.lanes; ++l) {
+          const T* x = (s.self() ? rows : lanes) + l * width;
+          const T* lane_v = roles.target ? values + l * width : zero.get();
+          T* dx = lane_out + l * s.d + f0;
+          ops.combine(n, static_cast<T>(c * k.first[l]), first + l * width, static_cast<T>(c * k.x[l]), x,
+                      static_cast<T>(c * k.v[l]), lane_v, static_cast<T>(-c * k.second[l]),
+                      roles.source ? second + l * width : zero.get(), dx);
+          total -= ops.centred_dot(n, dx, nullptr, x);
+          if (!roles.source) continue;
+          T* dg = out.dg + l * s.d + f0;
+          ops.combine(n, static_cast<T>(k.second[l]), second + l * width, static_cast<T>(k.own[l]), lane_v, T{0},
+                      zero, T{0}, zero, dg);
+          total += ops.centred_dot(n, dg, nullptr, s.g + l * s.d + f0);
         }
-        if (!s.self()) {
-          ops.product(s.m, s.n, lanes, to_y, ld, xc, kBlock, back, kBlock);
-          for (Index j = 0; j < s.n; ++j) {
-            T* dy = out.dy + j * s.d + f0;
-            ops.combine(n, c, back + j * kBlock, -c * column[j], yc + j * kBlock, c * mass[j],
-                        vc + j * kBlock, T{0}, zero, dy);
-            total -= ops.centred_dot(n, dy, nullptr, yc + j * kBlock);
-          }
-        }
-        parts[k] = total;
+        parts[b] = total;
       }
     });
-    for (Index k = 0; k < blocks(); ++k) out.dh += parts[k] / (2 * h);
+    for (Index b = 0; b < blocks; ++b) out.dh += parts[b] / (2 * h);
   }
 };
 
@@ -336,10 +362,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> svgd_dire
                               dg.mutable_data_ptr<scalar_t>() + b * a.m * a.d,
                               weights_in ? dw.mutable_data_ptr<scalar_t>() + b * a.m : nullptr,
                               query_in ? dy.mutable_data_ptr<scalar_t>() + b * a.n * a.d : nullptr};
-      const bool streamed = s.d >= kLongRow && s.m > 0 && s.n > 0 && s.m * s.n <= (s.m + s.n) * s.d;
       const scalar_t* cotangent = v.const_data_ptr<scalar_t>() + b * a.n * a.d;
-      if (streamed)
-        Streamed<scalar_t>(s, cotangent, bandwidth, out).run();
+      if (keeps_gram(s))
+        Stored<scalar_t>(s, cotangent, bandwidth, out).run();
       else
         backward_tiled(s, cotangent, bandwidth, out);
       dh.mutable_data_ptr<scalar_t>()[b] = static_cast<scalar_t>(out.dh);

@@ -71,6 +71,8 @@ struct TileOps {
   // own may be null
   void (*finish)(Index rows, Index n, const T* tile, Index ldt, const T* mass, const T* y,
                  const T* centre, const T* own, const T* g, T factor, T* out, Index ld);
+  // out[c][r] = x[r][c]
+  void (*transpose)(Index rows, Index columns, const T* x, Index ldx, T* out, Index ldo);
   // out[r][l] = x[r][l] - centre[l] for l < n, 0 up to `lanes`
   void (*subtract)(Index rows, Index n, Index lanes, const T* x, Index ld, const T* centre, T* out, Index ldo);
   // sum over l of (a[l] - centre[l]) * b[l], centre null: 0; runs of 256 in T, their total in double
