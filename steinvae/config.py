@@ -55,7 +55,7 @@ class ModelConfig:
     codes: int = 8
     """Dimension d of a code z."""
 
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: tuple[int, ...] = (128, 128)
     """Units of each hidden layer, from the pixels to the code; the decoder mirrors them."""
 
     encoder: Literal["flow", "residual", "concat"] = "flow"
@@ -80,7 +80,7 @@ class MethodConfig:
     code_particles: int = 10
     """Codes per image and step: M of the paper for z, samples of the bound for vae and iwae."""
 
-    theta_particles: int = 1
+    theta_particles: int = 5
     """Decoders: M of the paper for theta; vae and iwae train one whatever this says."""
 
     pairing: Literal["full", "strat"] = "full"
@@ -131,13 +131,13 @@ class MethodConfig:
 class OptimizerConfig:
     """Adam for decoders and encoder, with a cosine learning rate."""
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     """Learning rate at step 0."""
 
     final_fraction: float = 0.02
     """Learning rate after decay_steps, as a fraction of learning_rate; 1 keeps it constant."""
 
-    decay_steps: int = 3000
+    decay_steps: int = 2500
     """Steps of the cosine; not tied to trainer.max_steps: a longer run repeats a shorter."""
 
     def __post_init__(self) -> None:
@@ -151,7 +151,7 @@ class OptimizerConfig:
 class TrainerConfig:
     """The loop."""
 
-    max_steps: int = 3000
+    max_steps: int = 2500
     """Minibatch updates in all."""
 
     batch_size: int = 64

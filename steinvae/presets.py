@@ -26,7 +26,7 @@ def mnist_small() -> Config:
         preset="mnist_small",
         data=DataConfig(name="binarized_mnist"),
         model=ModelConfig(codes=20, hidden=(128, 128)),
-        method=MethodConfig(code_particles=10),
+        method=MethodConfig(code_particles=10, theta_particles=1),
         optimizer=OptimizerConfig(learning_rate=2e-3, decay_steps=1500),
         trainer=TrainerConfig(max_steps=1500, batch_size=32, validate_every=500),
         evaluation=EvaluationConfig(images=500, samples=1000),
@@ -39,7 +39,7 @@ def mnist() -> Config:
         preset="mnist",
         data=DataConfig(name="binarized_mnist"),
         model=ModelConfig(codes=50, hidden=(200, 200)),
-        method=MethodConfig(code_particles=50),
+        method=MethodConfig(code_particles=50, theta_particles=1),
         optimizer=OptimizerConfig(learning_rate=1e-3, decay_steps=100_000),
         trainer=TrainerConfig(
             max_steps=100_000,

@@ -20,7 +20,7 @@ def make_networks() -> Callable[..., Networks]:
     def make(codes: int = 2, **method) -> Networks:
         config = Config(
             model=ModelConfig(codes=codes, hidden=(5,)),
-            method=MethodConfig(**method),
+            method=MethodConfig(**{"theta_particles": 1, **method}),
         )
         networks = build_networks(config, PIXELS, "cpu")
         networks.theta.flat = networks.theta.flat.double()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from steinvae.config import Config, EvaluationConfig, ModelConfig, TrainerConfig
+from steinvae.config import Config, EvaluationConfig, MethodConfig, ModelConfig, TrainerConfig
 from steinvae.data import Dataset, load
 
 
@@ -22,6 +22,7 @@ def tiny() -> Callable[..., Config]:
     """A small configuration; keywords are sections with the fields to change, as dictionaries."""
     base = Config(
         model=ModelConfig(codes=4, hidden=(16,)),
+        method=MethodConfig(theta_particles=1),
         trainer=TrainerConfig(
             max_steps=20,
             batch_size=16,
