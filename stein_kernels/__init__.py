@@ -1,4 +1,4 @@
-"""Fused Stein variational gradient kernels for torch: Gram matrix, exact median bandwidth, direction."""
+"""Fused Stein variational gradient kernels for torch: Gram matrix, exact median, direction."""
 
 from stein_kernels._backends import use_backend as use_backend
 from stein_kernels.functional import (

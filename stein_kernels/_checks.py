@@ -1,4 +1,4 @@
-"""One contract per argument, shared by every public function: what is checked, and what the error says."""
+"""One contract per argument, shared by every public function: what is checked and what is said."""
 
 from __future__ import annotations
 
@@ -28,11 +28,15 @@ def check_tensor(op: str, name: str, value: Any, like: Tensor | None = None) -> 
     if value.layout is not torch.strided:
         raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got {value.layout}")
     if value.dtype not in DTYPES:
-        raise TypeError(f"{op}: {name} must have one of the dtypes {_names(DTYPES)}, got {value.dtype}")
+        raise TypeError(
+            f"{op}: {name} must have one of the dtypes {_names(DTYPES)}, got {value.dtype}"
+        )
     if like is not None and value.dtype != like.dtype and not _autocasting(value):
         raise TypeError(f"{op}: {name} must have the dtype of x, {like.dtype}, got {value.dtype}")
     if like is not None and value.device != like.device:
-        raise ValueError(f"{op}: {name} must be on the device of x, {like.device}, got {value.device}")
+        raise ValueError(
+            f"{op}: {name} must be on the device of x, {like.device}, got {value.device}"
+        )
     return value
 
 
@@ -61,7 +65,8 @@ def check_weights(op: str, value: Any, x: Tensor) -> Tensor:
     value = check_tensor(op, "weights", value, x)
     if value.dim() < 1 or value.shape[-1] != x.shape[-2] or not _expands(value.shape[:-1], x):
         raise ValueError(
-            f"{op}: weights must have shape (..., M) = {tuple(x.shape[:-1])}, got {tuple(value.shape)}"
+            f"{op}: weights must have shape (..., M) = {tuple(x.shape[:-1])}, "
+            f"got {tuple(value.shape)}"
         )
     return value.expand(x.shape[:-1])
 
@@ -71,7 +76,8 @@ def check_query(op: str, name: str, value: Any, x: Tensor) -> Tensor:
     if value.shape[-1] != x.shape[-1] or not _expands(value.shape[:-2], x):
         expected = (*x.shape[:-2], "N", x.shape[-1])
         raise ValueError(
-            f"{op}: {name} must have shape ({', '.join(map(str, expected))}), got {tuple(value.shape)}"
+            f"{op}: {name} must have shape ({', '.join(map(str, expected))}), "
+            f"got {tuple(value.shape)}"
         )
     return value.expand(*x.shape[:-2], *value.shape[-2:])
 
@@ -99,7 +105,9 @@ def check_bandwidth(op: str, value: Any, x: Tensor) -> str | Tensor:
     dtype = accumulation_dtype(x.dtype)
     if isinstance(value, Tensor):
         if value.dtype not in (x.dtype, dtype) and not _autocasting(value):
-            raise TypeError(f"{op}: bandwidth must have the dtype of x, {x.dtype}, got {value.dtype}")
+            raise TypeError(
+                f"{op}: bandwidth must have the dtype of x, {x.dtype}, got {value.dtype}"
+            )
         if value.device != x.device:
             raise ValueError(
                 f"{op}: bandwidth must be on the device of x, {x.device}, got {value.device}"

@@ -1,9 +1,9 @@
-"""Torch kernels of every op, for devices without a compiled one (dispatch key CompositeExplicitAutograd).
+"""Torch kernels of every op, for devices without a compiled one (CompositeExplicitAutograd).
 
 They run in float64, centred, in the matrix-product form and in chunks of targets: right to the last
 float32 digit and O((M + N) d + CHUNK) memory, but without the speed of the compiled kernels.
 
-Shapes: x, grad (B, M, d); query (B, N, d); weights (B, M); bandwidth (B,). Legend as in ``reference``.
+Shapes: x, grad (B, M, d); query (B, N, d); weights (B, M); bandwidth (B,). Legend: ``reference``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The ops as torch sees them: schemas, fakes, autograd, vmap, autocast. Torch only.
 
-The C++ library adds kernels for the CPU key to these schemas; where it is absent the torch kernels of
-``_composite`` run. Shapes are (B, M, d) throughout: ``functional`` folds leading dimensions into B.
+The C++ library adds kernels for the CPU key to these schemas; where it is absent the torch kernels
+of ``_composite`` run. Shapes are (B, M, d) throughout: ``functional`` folds leading dimensions into B.
 """
 
 from __future__ import annotations
@@ -177,8 +177,10 @@ def _vmap_rule(name: str):
         def fold(value, axis):
             if not isinstance(value, Tensor):
                 return value
-            moved = value.expand(info.batch_size, *value.shape) if axis is None else value.movedim(
-                axis, 0
+            moved = (
+                value.expand(info.batch_size, *value.shape)
+                if axis is None
+                else value.movedim(axis, 0)
             )
             return moved.flatten(0, 1)
 

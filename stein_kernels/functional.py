@@ -2,10 +2,10 @@
 
 One convention everywhere: k(x, y) = exp(-|x - y|^2 / h).
 
-Dtypes: float32, float64, bfloat16, float16. The half types accumulate in float32 and the result comes
-back in the half type. Under autocast every op runs in float32.
+Dtypes: float32, float64, bfloat16, float16. The half types accumulate in float32 and the result
+comes back in the half type. Under autocast every op runs in float32.
 
-Autograd: first derivatives by fused kernels; second derivatives inside ``use_backend("reference")``.
+Autograd: first derivatives by fused kernels; second ones inside ``use_backend("reference")``.
 A bandwidth that a rule made is a constant for autograd; a bandwidth tensor receives its gradient.
 """
 
@@ -42,8 +42,8 @@ def svgd_direction(
 
     .. math:: \phi(y_j) = \sum_i w_i\, k(x_i, y_j) \left[ g_i + \tfrac{2}{h} (y_j - x_i) \right]
 
-    The direction ascends: g_i is the gradient of a log density. Nothing of size M x N is stored where
-    that is larger than the inputs.
+    The direction ascends: g_i is the gradient of a log density. Nothing of size M x N is stored
+    where that is larger than the inputs.
 
     Args:
         x: particles x_i, (..., M, d).
@@ -60,9 +60,10 @@ def svgd_direction(
         phi(y_j), (..., N, d), in the dtype of x.
 
     Raises:
-        TypeError: an argument has the wrong type or dtype. ValueError: a wrong shape, device or value.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value.
 
-    Source: Liu & Wang 2016, eq. 8; Pu et al. 2017, eqs. 3 and 5; the weights are those of eqs. 12, 13.
+    Source: Liu & Wang 2016, eq. 8; Pu et al. 2017, eqs. 3 and 5; weights: its eqs. 12 and 13.
 
     Example:
         >>> x = torch.randn(100, 2)
@@ -74,14 +75,23 @@ def svgd_direction(
     bandwidth = check_bandwidth(op, bandwidth, x)
     if _use_reference(op, x, grad, weights, query, bandwidth):
         return reference.svgd_direction(
-            *(x, grad), weights=weights, query=query, bandwidth=bandwidth, leave_one_out=leave_one_out
+            *(x, grad),
+            weights=weights,
+            query=query,
+            bandwidth=bandwidth,
+            leave_one_out=leave_one_out,
         )
     rule, h = (bandwidth, None) if isinstance(bandwidth, str) else ("", _batch(bandwidth, 0))
     phi, _ = torch.ops.stein_kernels.svgd_direction(
-        *(_batch(x, 2), _batch(grad, 2), _batch(weights, 1), _batch(query, 2)), h, rule, leave_one_out
+        *(_batch(x, 2), _batch(grad, 2), _batch(weights, 1), _batch(query, 2)),
+        h,
+        rule,
+        leave_one_out,
     )
     phi = phi.reshape(*x.shape[:-2], *phi.shape[1:])
-    return phi * _renormaliser(weights)[..., None] if leave_one_out and weights is not None else phi
+    if leave_one_out and weights is not None:
+        phi = phi * _renormaliser(weights)[..., None]
+    return phi
 
 
 def rbf_gram(
@@ -100,7 +110,8 @@ def rbf_gram(
         (..., M, N), in the dtype of x.
 
     Raises:
-        TypeError: an argument has the wrong type or dtype. ValueError: a wrong shape, device or value.
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: an argument has the wrong shape, device or value.
 
     Source: Liu & Wang 2016, section 5; Pu et al. 2017, section 5.
     """
@@ -176,7 +187,11 @@ def stein_divergence(
     bandwidth = check_bandwidth(op, bandwidth, x)
     if _use_reference(op, x, grad, weights, query, bandwidth):
         return reference.stein_divergence(
-            *(x, grad), weights=weights, query=query, bandwidth=bandwidth, leave_one_out=leave_one_out
+            *(x, grad),
+            weights=weights,
+            query=query,
+            bandwidth=bandwidth,
+            leave_one_out=leave_one_out,
         )
     divergence = torch.ops.stein_kernels.stein_divergence(
         *(_batch(x, 2), _batch(grad, 2), _batch(weights, 1), _batch(query, 2)),
@@ -184,8 +199,9 @@ def stein_divergence(
         leave_one_out,
     )
     divergence = divergence.reshape(*x.shape[:-2], divergence.shape[1])
-    renormalise = leave_one_out and weights is not None
-    return divergence * _renormaliser(weights) if renormalise else divergence
+    if leave_one_out and weights is not None:
+        divergence = divergence * _renormaliser(weights)
+    return divergence
 
 
 def kernel_stein_discrepancy(
@@ -201,8 +217,8 @@ def kernel_stein_discrepancy(
 
     .. math:: S = \sum_j w_j \left( g_j^\top \phi(x_j) + \nabla\cdot\phi(x_j) \right)
 
-    ``"v"`` sums over all pairs: never negative, and minus the rate at which the direction lowers the
-    KL divergence. ``"u"`` leaves the pairs (i, i) out: unbiased, and negative at times.
+    ``"v"`` sums over all pairs: never negative, and minus the rate at which the direction lowers
+    the KL divergence. ``"u"`` leaves the pairs (i, i) out: unbiased, and negative at times.
 
     Args:
         x: particles, (..., M, d).
@@ -240,24 +256,24 @@ def _pairs(op, x, grad, weights, query, leave_one_out):
     query = None if query is None else check_query(op, "query", query, x)
     if check_flag(op, "leave_one_out", leave_one_out) and query is not None:
         raise ValueError(
-            f"{op}: leave_one_out leaves out the pair (i, i), so it needs the particles as targets; "
+            f"{op}: leave_one_out leaves out the pair (i, i), so the targets must be the particles; "
             "got a query"
         )
     return x, grad, weights, query
 
 
-def _use_reference(op: str, *values: object) -> bool:
-    """Whether the reference was asked for; refuses forward mode, which the ops would drop silently."""
+def _use_reference(op: str, x: Tensor, *values: object) -> bool:
+    """Whether the reference was asked for; refuses forward mode, which the ops would drop."""
     if _backends.active_backend() == "reference":
         return True
     if forward_ad._current_level >= 0 and any(
         isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
-        for value in values
+        for value in (x, *values)
     ):
         raise RuntimeError(
             f"{op}: forward-mode derivatives need stein_kernels.use_backend('reference')"
         )
-    _backends.require(op, values[0])
+    _backends.require(op, x)
     return False
 
 
@@ -265,8 +281,12 @@ def _batch(value: Tensor | None, kept: int) -> Tensor | None:
     """Fold the leading dimensions into one, keeping the last ``kept``."""
     if value is None or value.dim() == kept + 1:
         return value
-    return value.reshape(-1, *value.shape[value.dim() - kept :]) if value.numel() else value.reshape(
-        value.shape[: value.dim() - kept].numel(), *value.shape[value.dim() - kept :]
+    return (
+        value.reshape(-1, *value.shape[value.dim() - kept :])
+        if value.numel()
+        else value.reshape(
+            value.shape[: value.dim() - kept].numel(), *value.shape[value.dim() - kept :]
+        )
     )
 
 

@@ -1,7 +1,7 @@
 """The specification: every public function in plain torch, on any device and dtype.
 
-Written for reading, not for speed. Everything is a difference of coordinates, so nothing cancels; the
-price is a tensor of shape (..., M, N, d). It is the oracle of the tests (in float64) and what
+Written for reading, not for speed. Everything is a difference of coordinates, so nothing cancels;
+the price is a tensor of shape (..., M, N, d). It is the oracle of the tests (in float64) and what
 ``use_backend("reference")`` runs. Torch differentiates it to any order.
 
 Legend: M sources x_i with scores g_i = grad log p(x_i) and weights w_i, N targets y_j, d features,
@@ -10,13 +10,32 @@ h bandwidth, c = 2/h, k_ij = exp(-|y_j - x_i|^2 / h). The first index of every m
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 RULES = ("liu_wang", "median", "median_squared")
 Bandwidth = float | str | Tensor
+
+
+def _half_in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Half types accumulate in float32 and the result comes back in the half type."""
+
+    def widened(value: Any) -> Any:
+        half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+        return value.float() if half else value
+
+    @functools.wraps(function)
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        arguments = [widened(value) for value in args]
+        options = {name: widened(value) for name, value in kwargs.items()}
+        return function(widened(x), *arguments, **options).to(x.dtype)
+
+    return call
 
 
 def median_distance(x: Tensor) -> Tensor:
@@ -50,6 +69,7 @@ def apply_rule(median: Tensor, particles: int, rule: str) -> Tensor:
     return median.square() * scale
 
 
+@_half_in_float32
 def median_bandwidth(x: Tensor, *, rule: str = "liu_wang") -> Tensor:
     return apply_rule(median_distance(x), x.shape[-2], rule)
 
@@ -66,16 +86,15 @@ def _differences(x: Tensor, y: Tensor) -> Tensor:
     return y[..., None, :, :] - x[..., :, None, :]
 
 
+@_half_in_float32
 def rbf_gram(x: Tensor, y: Tensor | None = None, *, bandwidth: Bandwidth = "liu_wang") -> Tensor:
     h = resolve_bandwidth(x, bandwidth)[..., None, None]
     squared = _differences(x, x if y is None else y).square().sum(-1)
     return torch.exp(-squared / h)
 
 
-def source_weights(
-    x: Tensor, weights: Tensor | None, targets: int, leave_one_out: bool
-) -> Tensor:
-    """The factor of pair (i, j): w_i, or with the pair (i, i) left out w_i W/(W - w_j), W = sum w."""
+def source_weights(x: Tensor, weights: Tensor | None, targets: int, leave_one_out: bool) -> Tensor:
+    """The factor of pair (i, j): w_i, or w_i W/(W - w_j), W = sum w, with pair (i, i) left out."""
     m = x.shape[-2]
     w = x.new_full((*x.shape[:-2], m), 1.0 / max(m, 1)) if weights is None else weights
     pair = w[..., :, None].expand(*w.shape[:-1], m, targets)
@@ -99,6 +118,7 @@ def _tiles(x, grad, weights, query, bandwidth, leave_one_out):
     return difference, squared, kernel, 2.0 / h
 
 
+@_half_in_float32
 def svgd_direction(
     x: Tensor,
     grad: Tensor,
@@ -112,6 +132,7 @@ def svgd_direction(
     return (kernel[..., None] * (grad[..., :, None, :] + c[..., None] * difference)).sum(-3)
 
 
+@_half_in_float32
 def stein_divergence(
     x: Tensor,
     grad: Tensor,
@@ -126,6 +147,7 @@ def stein_divergence(
     return (kernel * (c * x.shape[-1] - c.square() * squared - c * along)).sum(-2)
 
 
+@_half_in_float32
 def kernel_stein_discrepancy(
     x: Tensor,
     score: Tensor,

@@ -293,10 +293,12 @@ class Stored {
       k.second[l] = w;
       k.own[l] = own() ? w : 0.0;
       if (!roles.source) continue;
-      if (own()) slope[l] += dot(s.g + l * s.d, v + l * s.d, s.d);
+      if (own() && s.w) slope[l] += dot(s.g + l * s.d, v + l * s.d, s.d);
       if (out.dw) out.dw[l] = static_cast<T>(slope[l]);
       out.dh -= w * slope[l] / (2 * h);
     }
+    // Uniform weights need the sum of the own terms only: one long dot product.
+    if (own() && !s.w) out.dh -= factor * ops.centred_dot(s.m * s.d, s.g, nullptr, v) / (2 * h);
     gradients(roles, p ? p : q, squared, k);
   }
 
@@ -322,20 +324,25 @@ class Stored {
         if (roles.source)
           ops.product(roles.rows, roles.lanes, padded_n, kernel, roles.ld, values, width, second, width);
         double total = 0;
+        const T* lane_rows = s.self() ? rows : lanes;
+        const bool contiguous = n == s.d && n == width;  // rows follow each other: one dot product for all
         for (Index l = 0; l < roles.lanes; ++l) {
-          const T* x = (s.self() ? rows : lanes) + l * width;
+          const T* x = lane_rows + l * width;
           const T* lane_v = roles.target ? values + l * width : zero.get();
           T* dx = lane_out + l * s.d + f0;
           ops.combine(n, static_cast<T>(c * k.first[l]), first + l * width, static_cast<T>(c * k.x[l]), x,
                       static_cast<T>(c * k.v[l]), lane_v, static_cast<T>(-c * k.second[l]),
                       roles.source ? second + l * width : zero.get(), dx);
-          total -= ops.centred_dot(n, dx, nullptr, x);
+          if (!contiguous) total -= ops.centred_dot(n, dx, nullptr, x);
           if (!roles.source) continue;
           T* dg = out.dg + l * s.d + f0;
           ops.combine(n, static_cast<T>(k.second[l]), second + l * width, static_cast<T>(k.own[l]), lane_v, T{0},
                       zero, T{0}, zero, dg);
-          total += ops.centred_dot(n, dg, nullptr, s.g + l * s.d + f0);
+          if (!contiguous) total += ops.centred_dot(n, dg, nullptr, s.g + l * s.d + f0);
         }
+        const Index all = roles.lanes * s.d;
+        if (contiguous) total -= ops.centred_dot(all, lane_out, nullptr, lane_rows);
+        if (contiguous && roles.source) total += ops.centred_dot(all, out.dg, nullptr, s.g);
         parts[b] = total;
       }
     });
