@@ -23,13 +23,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=_seeds, default=(0, 1, 2), help="default 0,1,2")
     parser.add_argument("--output", type=Path, help="records (default docs/results/NAME.jsonl)")
     parser.add_argument("--run_dir", type=Path, help="run folders (default runs/reproduce/NAME)")
+    parser.add_argument(
+        "--document",
+        type=Path,
+        action="append",
+        default=[],
+        help="Markdown file to put the table into, between its NAME:begin and NAME:end comments",
+    )
     arguments = parser.parse_args(argv)
     name = arguments.experiment
     output = arguments.output or Path("docs/results") / f"{name}.jsonl"
     run_dir = arguments.run_dir or Path("runs/reproduce") / name
     experiment = importlib.import_module(f"steinvae.experiments.{name}")
+    document = importlib.import_module("steinvae.experiments.document")
     try:
         table = experiment.run(arguments.root, arguments.seeds, output, run_dir)
+        for path in arguments.document:
+            document.insert(path, name, table)
     except (OSError, ImportError) as error:
         print(f"steinvae.reproduce: {error}", file=sys.stderr)
         return 1

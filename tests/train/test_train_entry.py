@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ import yaml
 from PIL import Image
 
 from steinvae import evaluate, reproduce, sample, train
+from steinvae.experiments import mnist_small
+from steinvae.experiments.document import insert
 from steinvae.folder import choose_run_dir
 from steinvae.logging import read_metrics
 
+ROOT = Path(__file__).resolve().parents[2]
 SHORT = [
     "--trainer.max_steps=30",
     "--trainer.validate_every=10",
@@ -180,10 +184,6 @@ def test_unfinished_run_is_named(command, tmp_path, capsys):
 
 
 def test_reproduce_runs_each_cell_once(tmp_path, monkeypatch, data_root, capsys):
-    from dataclasses import replace
-
-    from steinvae.experiments import mnist_small
-
     small = mnist_small.mnist_small()
     small = replace(
         small,
@@ -221,3 +221,41 @@ def test_reproduce_runs_each_cell_once(tmp_path, monkeypatch, data_root, capsys)
 def test_reproduce_without_data_says_so(tmp_path, capsys):
     assert reproduce.main(["mnist_small", f"--output={tmp_path / 'r'}"]) == 1
     assert "data.root" in capsys.readouterr().err
+
+
+DOCUMENT = "# Title\n\n<!-- toy:begin -->\nold\n<!-- toy:end -->\n\nrest\n"
+
+
+def test_table_goes_between_its_markers(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text(DOCUMENT)
+    for _ in range(2):
+        insert(path, "toy", "| a |")
+        assert path.read_text() == DOCUMENT.replace("old", "| a |")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no markers",
+        DOCUMENT + DOCUMENT,
+        "<!-- toy:end --> <!-- toy:begin -->",
+        DOCUMENT.replace("toy:end", "end"),
+    ],
+)
+def test_document_without_one_pair_of_markers_is_refused(text, tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="toy:begin"):
+        insert(path, "toy", "| a |")
+    assert path.read_text() == text
+
+
+def test_documented_table_is_the_one_the_records_give():
+    records = ROOT / "docs" / "results" / "mnist_small.jsonl"
+    table = mnist_small.table(records, (0, 1, 2))
+    assert table in (ROOT / "docs" / "method.md").read_text()
+    by_row = {line.split("|")[1].strip(): line for line in table.splitlines() if "±" in line}
+    kept, printed = by_row["Stein VAE, leave one out"], by_row[list(mnist_small.ROWS)[-1]]
+    assert float(kept.split("|")[-3].split("±")[0]) <= 0  # at or above the VAE
+    assert float(printed.split("|")[-3].split("±")[0]) >= 10

@@ -1,0 +1,23 @@
+"""Puts a drawn table into a Markdown file, between the markers that name the experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def insert(path: Path, name: str, text: str) -> None:
+    """Replace what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->` in a file.
+
+    Errors: ValueError where the file has not exactly one such pair.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before = Path(path).read_text(encoding="utf-8")
+    if (
+        before.count(begin) != 1
+        or before.count(end) != 1
+        or before.index(begin) > before.index(end)
+    ):
+        raise ValueError(f"{path}: expected one {begin} and one {end} after it")
+    head, rest = before.split(begin)
+    tail = rest.split(end)[1]
+    Path(path).write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
