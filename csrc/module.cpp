@@ -3,6 +3,7 @@
 // says what was built. No torch header here: this file compiles in seconds.
 #include <pybind11/pybind11.h>
 
+#include "cpu/plan.h"
 #include "cpu/tile.h"
 #include "stein_kernels_build.h"  // written by stein_kernels/_build.py
 
@@ -55,4 +56,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "instruction_set", [] { return stein::tile_ops<float>().name; },
       "The instruction set that the kernels run on this machine.");
+  m.def("flow", &stein::flow, py::arg("particles"), py::arg("targets"), py::arg("features"),
+        "The flow that the direction takes on the CPU for a shape.");
 }

@@ -1,7 +1,7 @@
 """The ops as torch sees them: schemas, fakes, autograd, vmap, autocast. Torch only.
 
 The C++ library adds kernels for the CPU key to these schemas; where it is absent the torch kernels
-of ``_composite`` run. Shapes are (B, M, d) throughout: ``functional`` folds leading dimensions into B.
+of ``_composite`` run. Shapes are (B, M, d) throughout; ``functional`` folds leading dimensions.
 """
 
 from __future__ import annotations

@@ -256,7 +256,7 @@ def _pairs(op, x, grad, weights, query, leave_one_out):
     query = None if query is None else check_query(op, "query", query, x)
     if check_flag(op, "leave_one_out", leave_one_out) and query is not None:
         raise ValueError(
-            f"{op}: leave_one_out leaves out the pair (i, i), so the targets must be the particles; "
+            f"{op}: leave_one_out leaves out pair (i, i), so the targets must be the particles; "
             "got a query"
         )
     return x, grad, weights, query

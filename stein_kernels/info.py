@@ -55,6 +55,7 @@ def collect(shape: tuple[int, ...], dtype: str, device: str) -> dict[str, Any]:
         built = found.module.build_info()
         built |= {"origin": found.origin, "instruction_set": found.module.instruction_set()}
     design = regime(shape)
+    on_cpu = torch.device(device).type == "cpu"
     return {
         "stein_kernels": stein_kernels.__version__,
         "torch": str(torch.__version__),
@@ -68,6 +69,7 @@ def collect(shape: tuple[int, ...], dtype: str, device: str) -> dict[str, Any]:
         "built": built,
         "problem": {"shape": list(shape), "dtype": dtype, "device": device},
         "regime": None if design is None else design._asdict(),
+        "flow": found.module.flow(shape[-2], *shape[-2:]) if found.module and on_cpu else None,
         "ops": {op: _backends.resolve(op, device)._asdict() for op in OPS},
     }
 
@@ -90,6 +92,8 @@ def render(facts: dict[str, Any]) -> str:
     between = "between the regimes that kernels are designed for"
     bound = between if design is None else f'"{design["name"]}", bound by {design["bound"]}'
     lines.append(f"  {'regime':<26}{bound}")
+    if facts["flow"] is not None:
+        lines.append(f"  {'CPU kernel':<26}{facts['flow']}")
     for op, choice in facts["ops"].items():
         lines.append(f"  {op:<26}{choice['backend']:<11}{choice['reason']}")
     return "\n".join(lines)

@@ -7,11 +7,9 @@
 
 namespace stein {
 
-// Whether the M x N matrix of a set is worth keeping: it fits L2, or it is smaller than the inputs.
 template <class T>
 bool keeps_gram(const Set<T>& s) {
-  return s.d > kDirect && s.m > 0 && s.n > 0 &&
-         (s.m * s.n <= kSmallSet * kSmallSet || s.m * s.n <= (s.m + s.n) * s.d);
+  return keeps_gram(s.m, s.n, s.d);
 }
 
 // The lower triangle from the upper one.

@@ -13,17 +13,13 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
+#include "plan.h"
 #include "tile.h"
 
 namespace stein {
 
-using Index = std::int64_t;
-
 constexpr Index kTargets = 64;      // lanes of a tile: one target each
 constexpr Index kSources = 128;     // rows of a tile: 128 x 64 floats are 32 KB, half of an L1 cache
-constexpr Index kDirect = 16;       // up to this d the field is summed by differences (see direct_field)
-constexpr Index kSmallSet = 256;    // up to this M a set's Gram matrix (256 KB) stays in L2
-constexpr Index kLongRow = 4096;    // from this d on, rows are streamed instead of packed
 
 // Scratch memory of one thread, handed out and taken back in stack order: small sets would otherwise spend
 // more time in the allocator than in arithmetic (eight buffers per set of 20 particles).
