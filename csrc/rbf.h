@@ -1,8 +1,8 @@
 // The radial profile, written once: k(r2) = exp(-r2 / h).
 //
 // `exp_nonpositive` works on scalars and on compiler vectors (GCC and Clang vector extensions).
-// Error: at most 1 unit in the last place more than the rounding of its argument; arguments below the
-// smallest normal result give 0; NaN stays NaN.
+// Error: at most 1 unit in the last place more than the rounding of its argument; arguments below
+// the smallest normal result give 0; NaN stays NaN.
 #pragma once
 
 #include <cstdint>
@@ -15,11 +15,11 @@ struct ExpConstants;
 template <>
 struct ExpConstants<float> {
   using Integer = std::int32_t;
-  static constexpr float kLowest = -87.33654f;         // log of the smallest normal number
+  static constexpr float kLowest = -87.33654f;  // log of the smallest normal number
   static constexpr float kLog2e = 1.44269504088896341f;
-  static constexpr float kLn2High = 0.693359375f;      // 9 bits: n * kLn2High is exact
+  static constexpr float kLn2High = 0.693359375f;  // 9 bits: n * kLn2High is exact
   static constexpr float kLn2Low = -2.12194440e-4f;
-  static constexpr float kMagic = 12582912.0f;         // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr int kMantissa = 23;
   static constexpr Integer kOne = 0x3f800000;
 };
@@ -36,7 +36,8 @@ struct ExpConstants<double> {
   static constexpr Integer kOne = 0x3ff0000000000000;
 };
 
-// exp(f) for |f| <= log(2)/2. Taylor coefficients; float: degree 7 (remainder 5e-9), double: 13 (4e-18).
+// exp(f) for |f| <= log(2)/2. Taylor coefficients; float: degree 7 (remainder 5e-9), double: 13
+// (4e-18).
 template <class V>
 inline __attribute__((always_inline)) V exp_fraction(V f, float) {
   V p = f * 1.9841270e-4f + 1.3888889e-3f;

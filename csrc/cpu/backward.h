@@ -1,5 +1,6 @@
-// The loop that every backward shares: lanes are the particles whose gradient is made, rows are the particles
-// they are paired with; each lane's sums over rows are gathered in double and handed to `finish`.
+// The loop that every backward shares: lanes are the particles whose gradient is made, rows are the
+// particles they are paired with; each lane's sums over rows are gathered in double and handed to
+// `finish`.
 #pragma once
 
 #include <algorithm>
@@ -11,12 +12,23 @@ namespace stein {
 
 constexpr Index kPairRows = 64;  // three tiles of 64 x 64 floats: 48 KB, one L1 cache
 
+// Where one set's gradients go.
+template <class T>
+struct Gradients {
+  T *dx, *dg, *dw, *dy;  // dw and dy may be null
+  double dh = 0;
+};
+
 // Sums over rows for one tile of `width` lanes; entry (f, l) of a field at [f * width + l].
 struct LaneSums {
   Index d, fields, width = 0;
   Buffer<double> field, sum, mass, weight;
   LaneSums(Index d_in, Index fields_in)
-      : d(d_in), fields(fields_in), field(fields * d * kTargets), sum(kTargets), mass(kTargets),
+      : d(d_in),
+        fields(fields_in),
+        field(fields * d * kTargets),
+        sum(kTargets),
+        mass(kTargets),
         weight(kTargets) {}
   double* of(Index k) const { return field + k * d * width; }
   void clear(Index lanes) {
@@ -33,17 +45,19 @@ struct PairScratch {
   explicit PairScratch(Index d) : field(d * kTargets) {}
 
   // sums[f][l] += sum_r values[r][f] coefficient[r][l]
-  void gather(const T* values, Index d, Index rows, Index width, const T* coefficient, double* sums) {
+  void gather(const T* values, Index d, Index rows, Index width, const T* coefficient,
+              double* sums) {
     const auto& ops = tile_ops<T>();
     ops.product(rows, d, width, values, d, coefficient, width, field, width);
     ops.add(d * width, field, sums);
   }
 };
 
-// tile(i0, rows, j0, width, sums, scratch) for every tile, then finish(j0, real lanes, sums, tile's index).
+// tile(i0, rows, j0, width, sums, scratch) for every tile, then finish(j0, real lanes, sums, tile's
+// index).
 template <class T, class Tile, class Finish>
-void for_each_lane_tile(Index rows_total, Index lanes_total, Index d, Index fields, const Tile& tile,
-                        const Finish& finish) {
+void for_each_lane_tile(Index rows_total, Index lanes_total, Index d, Index fields,
+                        const Tile& tile, const Finish& finish) {
   const Index ld = padded(lanes_total);
   parallel(at::divup(lanes_total, kTargets), 1, [&](Index begin, Index end) {
     LaneSums sums(d, fields);
@@ -82,8 +96,13 @@ struct LaneFactors {
   Buffer<double> values;
   double *first, *x, *v, *second, *own;
   explicit LaneFactors(Index width_in)
-      : width(width_in), values(5 * width_in), first(values), x(first + width), v(x + width),
-        second(v + width), own(second + width) {
+      : width(width_in),
+        values(5 * width_in),
+        first(values),
+        x(first + width),
+        v(x + width),
+        second(v + width),
+        own(second + width) {
     std::fill_n(values.get(), 5 * width, 0.0);
   }
   const double* all() const { return values; }

@@ -6,7 +6,8 @@ namespace stein {
 
 namespace {
 
-constexpr Index kPanel = 24;   // rows of a block of distances: a multiple of every register tile's rows
+constexpr Index kPanel =
+    24;  // rows of a block of distances: a multiple of every register tile's rows
 
 // The first lane that row block [i0, ...) computes: lanes left of it are mirrored.
 template <class T>
@@ -22,13 +23,14 @@ void distances_packed(const Set<T>& s, T* out, Index ld) {
   pack_features(s.x, s.m, s.d, x.get(), ldm);
   if (!s.self()) pack_features(s.y, s.n, s.d, y.get(), ld);
   const T* targets = s.self() ? x.get() : y.get();
-  parallel(at::divup(s.m, kPanel), at::divup(Index{1} << 15, s.n * s.d), [&](Index begin,
-                                                                                      Index end) {
-    for (Index i0 = begin * kPanel; i0 < std::min(s.m, end * kPanel); i0 += kPanel) {
-      const Index rows = std::min(kPanel, s.m - i0), l0 = first_lane(s, i0);
-      ops.squared_distance(s.d, rows, ld - l0, x + i0, ldm, targets + l0, ld, out + i0 * ld + l0, ld);
-    }
-  });
+  parallel(at::divup(s.m, kPanel), at::divup(Index{1} << 15, s.n * s.d),
+           [&](Index begin, Index end) {
+             for (Index i0 = begin * kPanel; i0 < std::min(s.m, end * kPanel); i0 += kPanel) {
+               const Index rows = std::min(kPanel, s.m - i0), l0 = first_lane(s, i0);
+               ops.squared_distance(s.d, rows, ld - l0, x + i0, ldm, targets + l0, ld,
+                                    out + i0 * ld + l0, ld);
+             }
+           });
 }
 
 template <class T>
@@ -53,7 +55,8 @@ void distances_streamed(const Set<T>& s, T* out, Index ld) {
           for (Index i = i_begin; i < (s.self() ? std::min(i_end, j + 4) : i_end); i += 4) {
             double block[16] = {};
             const Index ra = std::min<Index>(4, i_end - i), rb = std::min<Index>(4, s.n - j);
-            ops.row_distance(run, s.x + i * s.d + f, s.d, ra, s.targets() + j * s.d + f, s.d, rb, block);
+            ops.row_distance(run, s.x + i * s.d + f, s.d, ra, s.targets() + j * s.d + f, s.d, rb,
+                             block);
             for (Index p = 0; p < ra; ++p)
               for (Index q = 0; q < rb; ++q) sums[(i + p) * ld + j + q] += block[p * 4 + q];
           }
@@ -88,7 +91,8 @@ void mirror(T* matrix, Index ld, Index m) {
   for (Index i0 = kMaxWidth; i0 < m; i0 += kMaxWidth) {
     const Index rows = std::min(kMaxWidth, m - i0);
     for (Index j0 = 0; j0 < i0; j0 += kMaxWidth)
-      tile_ops<T>().transpose(kMaxWidth, rows, matrix + j0 * ld + i0, ld, matrix + i0 * ld + j0, ld);
+      tile_ops<T>().transpose(kMaxWidth, rows, matrix + j0 * ld + i0, ld, matrix + i0 * ld + j0,
+                              ld);
   }
 }
 
@@ -99,8 +103,8 @@ void radial_gram(const Set<T>& s, T* gram, Index ld, double h) {
   parallel(at::divup(s.m, kPanel), at::divup(Index{1} << 12, s.n), [&](Index begin, Index end) {
     for (Index i0 = begin * kPanel; i0 < std::min(s.m, end * kPanel); i0 += kPanel) {
       const Index rows = std::min(kPanel, s.m - i0), l0 = first_lane(s, i0);
-      ops.radial(rows, ld - l0, gram + i0 * ld + l0, ld, s.self() || !s.w ? nullptr : s.w + i0, scale,
-                 nullptr);
+      ops.radial(rows, ld - l0, gram + i0 * ld + l0, ld, s.self() || !s.w ? nullptr : s.w + i0,
+                 scale, nullptr);
     }
   });
   if (!s.self()) return;
@@ -119,10 +123,10 @@ void column_mass(const T* gram, Index ld, Index m, Index n, T c, T* mass) {
   for (Index j = 0; j < n; ++j) mass[j] = static_cast<T>(c * sum[j]);
 }
 
-#define STEIN_INSTANTIATE(T)                                           \
-  template void mirror<T>(T*, Index, Index);                           \
-  template void squared_distances<T>(const Set<T>&, T*, Index);        \
-  template void radial_gram<T>(const Set<T>&, T*, Index, double);      \
+#define STEIN_INSTANTIATE(T)                                      \
+  template void mirror<T>(T*, Index, Index);                      \
+  template void squared_distances<T>(const Set<T>&, T*, Index);   \
+  template void radial_gram<T>(const Set<T>&, T*, Index, double); \
   template void column_mass<T>(const T*, Index, Index, Index, T, T*);
 STEIN_INSTANTIATE(float)
 STEIN_INSTANTIATE(double)

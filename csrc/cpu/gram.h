@@ -16,8 +16,8 @@ bool keeps_gram(const Set<T>& s) {
 template <class T>
 void mirror(T* matrix, Index ld, Index m);
 
-// How long rows are cut: the number of chunks depends on the shape alone, each chunk has its own sums in double,
-// and these are added in a fixed order: the same bits with any number of threads.
+// How long rows are cut: the number of chunks depends on the shape alone, each chunk has its own
+// sums in double, and these are added in a fixed order: the same bits with any number of threads.
 struct FeatureChunks {
   static constexpr Index kRun = 1024;  // features summed in T before they go into a double
   Index count, length;
@@ -28,12 +28,13 @@ struct FeatureChunks {
   }
 };
 
-// |x_i - y_j|^2. Where targets are the sources only the blocks on and above the diagonal are made, and the
-// diagonal is inf (its kernel value is 0).
+// |x_i - y_j|^2. Where targets are the sources only the blocks on and above the diagonal are made,
+// and the diagonal is inf (its kernel value is 0).
 template <class T>
 void squared_distances(const Set<T>& s, T* out, Index ld);
 
-// In place: w_i exp(-r2 / h), mirrored where targets are the sources; w is applied where the set has it.
+// In place: w_i exp(-r2 / h), mirrored where targets are the sources; w is applied where the set
+// has it.
 template <class T>
 void radial_gram(const Set<T>& s, T* gram, Index ld, double h);
 

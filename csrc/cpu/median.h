@@ -5,8 +5,8 @@
 
 namespace stein {
 
-// Midpoint median of the M(M-1)/2 distances; the root mean square where that is 0, and 1 where that is 0
-// too; NaN where a coordinate is not finite.
+// Midpoint median of the M(M-1)/2 distances; the root mean square where that is 0, and 1 where that
+// is 0 too; NaN where a coordinate is not finite.
 template <class T>
 T median_distance_of_set(const T* x, Index m, Index d);
 

@@ -1,10 +1,11 @@
 // median_distance: exact selection over M(M-1)/2 squared distances.
 //
-// A squared distance is never negative, so its bits order as its value: selection bisects on bits, with a
-// vectorised count per step. Few pairs are held in a buffer. Many are not: a sample of pairs brackets the
-// two middle ranks, one pass over all tiles counts what lies below the bracket and collects what lies in
-// it (about 2 % of the pairs), and the counts prove the bracket. A bracket that misses or that would collect
-// too much is replaced by the part of the line that holds the rank, and the pass is repeated.
+// A squared distance is never negative, so its bits order as its value: selection bisects on bits,
+// with a vectorised count per step. Few pairs are held in a buffer. Many are not: a sample of pairs
+// brackets the two middle ranks, one pass over all tiles counts what lies below the bracket and
+// collects what lies in it (about 2 % of the pairs), and the counts prove the bracket. A bracket
+// that misses or that would collect too much is replaced by the part of the line that holds the
+// rank, and the pass is repeated.
 #include "median.h"
 
 #include "gram.h"
@@ -23,9 +24,9 @@ namespace stein {
 
 namespace {
 
-constexpr Index kHeldPairs = Index{1} << 16;     // 256 KB of float32
+constexpr Index kHeldPairs = Index{1} << 16;  // 256 KB of float32
 constexpr Index kSample = Index{1} << 15;
-constexpr Index kCollect = Index{1} << 22;       // 16 MB of float32
+constexpr Index kCollect = Index{1} << 22;  // 16 MB of float32
 
 template <class T>
 using Bits = typename TileOps<T>::Bits;
@@ -71,7 +72,8 @@ double middle_of_buffer(T* values, Index n, Index low_rank, Index high_rank) {
   const auto& ops = tile_ops<T>();
   std::fill(values + n, values + padded(n), std::numeric_limits<T>::infinity());
   const T low = ops.select(n, values, low_rank);
-  const bool same = high_rank == low_rank || ops.count_below(n, values, bits_of(low) + 1) > high_rank;
+  const bool same =
+      high_rank == low_rank || ops.count_below(n, values, bits_of(low) + 1) > high_rank;
   return midpoint(low, same ? low : ops.select(n, values, high_rank));
 }
 
@@ -89,11 +91,11 @@ double degenerate(const T* x, Index m, Index d) {
   return m > 1 && sum > 0 ? std::sqrt(2.0 * sum / static_cast<double>(m - 1)) : 1.0;
 }
 
-// Calls visit(tile, n) with tiles of squared distances, n a multiple of kMaxWidth, that cover every pair
-// i < j of the rows [row_begin, row_end) once; the other places hold inf.
+// Calls visit(tile, n) with tiles of squared distances, n a multiple of kMaxWidth, that cover every
+// pair i < j of the rows [row_begin, row_end) once; the other places hold inf.
 template <class T, class Visit>
-void visit_pairs(const T* packed, Index ld, Index m, Index d, Index row_begin, Index row_end, T* tile,
-                 const Visit& visit) {
+void visit_pairs(const T* packed, Index ld, Index m, Index d, Index row_begin, Index row_end,
+                 T* tile, const Visit& visit) {
   const auto& ops = tile_ops<T>();
   constexpr T kNone = std::numeric_limits<T>::infinity();
   for (Index i0 = row_begin; i0 < row_end; i0 += kTargets) {
@@ -137,7 +139,8 @@ Pass<T> count_and_collect(const T* packed, Index ld, Index m, Index d, Bits<T> l
     for (Index turn = begin; turn < end; ++turn) {
       // First and last panels in turn: a contiguous share has as many long rows as short ones.
       const Index p = turn % 2 ? panels - 1 - turn / 2 : turn / 2;
-      visit_pairs(packed, ld, m, d, p * kTargets, std::min(m, (p + 1) * kTargets), tile.get(), visit);
+      visit_pairs(packed, ld, m, d, p * kTargets, std::min(m, (p + 1) * kTargets), tile.get(),
+                  visit);
     }
     const std::lock_guard<std::mutex> guard(mutex);
     total.below += mine.below;
@@ -148,7 +151,8 @@ Pass<T> count_and_collect(const T* packed, Index ld, Index m, Index d, Bits<T> l
   return total;
 }
 
-// A bracket of the middle ranks from a fixed pseudo-random sample of pairs: +- `spread` standard errors.
+// A bracket of the middle ranks from a fixed pseudo-random sample of pairs: +- `spread` standard
+// errors.
 template <class T>
 std::pair<Bits<T>, Bits<T>> sample_bracket(const T* x, Index m, Index d, double spread) {
   std::vector<T> values(kSample);
@@ -204,9 +208,7 @@ struct Search {
     }
   }
 
-  bool holds(Index rank) const {
-    return rank >= pass.below && rank < pass.below + pass.count;
-  }
+  bool holds(Index rank) const { return rank >= pass.below && rank < pass.below + pass.count; }
 };
 
 template <class T>
@@ -215,7 +217,8 @@ double median_of_many(const T* x, Index m, Index d) {
   const Index low_rank = (pairs - 1) / 2, high_rank = pairs / 2;
   Buffer<T> packed(d * ld);
   pack_features(x, m, d, packed.get(), ld);
-  // +- 4 standard errors of the sample median hold 2.2 % of the pairs; fewer where those would not fit.
+  // +- 4 standard errors of the sample median hold 2.2 % of the pairs; fewer where those would not
+  // fit.
   const double share = std::min(0.022, 0.5 * kCollect / static_cast<double>(pairs));
   const auto bracket = sample_bracket(x, m, d, share * std::sqrt(static_cast<double>(kSample)));
   Search<T> search{packed.get(), ld, m, d, bracket.first, bracket.second, {}};
@@ -224,7 +227,8 @@ double median_of_many(const T* x, Index m, Index d) {
     if (!search.pass.complete()) return static_cast<double>(value_of<T>(search.low));
     auto& inside = search.pass.inside;
     inside.resize(padded(search.pass.count), std::numeric_limits<T>::infinity());
-    const T found = tile_ops<T>().select(search.pass.count, inside.data(), rank - search.pass.below);
+    const T found =
+        tile_ops<T>().select(search.pass.count, inside.data(), rank - search.pass.below);
     inside.resize(search.pass.count);
     return static_cast<double>(found);
   };
@@ -283,7 +287,8 @@ template <class T>
 T median_distance_of_set(const T* x, Index m, Index d) {
   if (!tile_ops<T>().all_finite(m * d, x)) return std::numeric_limits<T>::quiet_NaN();
   if (m < 2 || d == 0) return T{1};
-  if (d >= kLongRow && m <= 2 * d) {  // the Gram matrix is smaller than x, and long sums are made in double
+  if (d >= kLongRow &&
+      m <= 2 * d) {  // the Gram matrix is smaller than x, and long sums are made in double
     const Set<T> set{x, nullptr, nullptr, nullptr, m, m, d, false, true};
     const Index ld = padded(m);
     Buffer<T> squared(m * ld);

@@ -1,4 +1,5 @@
-// What every op shares on the CPU: the arguments of one set, scratch memory, packing, and the loop over sets.
+// What every op shares on the CPU: the arguments of one set, scratch memory, packing, and the loop
+// over sets.
 #pragma once
 
 #include <algorithm>
@@ -18,11 +19,12 @@
 
 namespace stein {
 
-constexpr Index kTargets = 64;      // lanes of a tile: one target each
-constexpr Index kSources = 128;     // rows of a tile: 128 x 64 floats are 32 KB, half of an L1 cache
+constexpr Index kTargets = 64;   // lanes of a tile: one target each
+constexpr Index kSources = 128;  // rows of a tile: 128 x 64 floats are 32 KB, half of an L1 cache
 
-// Scratch memory of one thread, handed out and taken back in stack order: small sets would otherwise spend
-// more time in the allocator than in arithmetic (eight buffers per set of 20 particles).
+// Scratch memory of one thread, handed out and taken back in stack order: small sets would
+// otherwise spend more time in the allocator than in arithmetic (eight buffers per set of 20
+// particles).
 class Arena {
  public:
   static constexpr std::size_t kBytes = std::size_t{1} << 20;
@@ -137,7 +139,11 @@ struct Arguments {
             grad.const_data_ptr<T>() + b * m * d,
             weights.defined() ? weights.const_data_ptr<T>() + b * m : nullptr,
             query.defined() ? query.const_data_ptr<T>() + b * n * d : nullptr,
-            m, n, d, leave_one_out, !query.defined()};
+            m,
+            n,
+            d,
+            leave_one_out,
+            !query.defined()};
   }
 };
 
@@ -158,7 +164,8 @@ void pack_features(const T* x, Index rows, Index d, T* out, Index ld) {
   });
 }
 
-// Sets in parallel when there are enough of them; otherwise each set runs its own loops in parallel.
+// Sets in parallel when there are enough of them; otherwise each set runs its own loops in
+// parallel.
 template <class F>
 void for_each_set(Index batch, const F& run) {
   if (batch >= at::get_num_threads()) {
@@ -170,8 +177,8 @@ void for_each_set(Index batch, const F& run) {
   }
 }
 
-// Gives the pairs (j, j) inside a tile of rows [i0, i0 + rows) and lanes [j0, j0 + lanes) the distance
-// inf, whose kernel is 0: the diagonal is added apart, exactly.
+// Gives the pairs (j, j) inside a tile of rows [i0, i0 + rows) and lanes [j0, j0 + lanes) the
+// distance inf, whose kernel is 0: the diagonal is added apart, exactly.
 template <class T>
 void mask_diagonal(T* tile, Index ld, Index i0, Index rows, Index j0, Index lanes) {
   const Index begin = i0 > j0 ? i0 : j0;

@@ -1,4 +1,5 @@
-// Which flow a shape takes, as plain numbers: read by the kernels and by module.cpp, free of torch headers.
+// Which flow a shape takes, as plain numbers: read by the kernels and by module.cpp, free of torch
+// headers.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +8,7 @@ namespace stein {
 
 using Index = std::int64_t;
 
-constexpr Index kDirect = 16;     // up to this d the field is summed by differences (see direct_field)
+constexpr Index kDirect = 16;  // up to this d the field is summed by differences (see direct_field)
 constexpr Index kSmallSet = 256;  // up to this M a set's Gram matrix (256 KB) stays in L2
 constexpr Index kLongRow = 4096;  // from this d on, rows are streamed instead of packed
 

@@ -1,7 +1,7 @@
 // rbf_gram and its backward: K_ij = exp(-|x_i - y_j|^2 / h).
 //
-// Backward, with B = V o K: dx_i = c sum_j B_ij (y_j - x_i), dy_j = c sum_i B_ij (x_i - y_j). K does not change
-// under (x, y, h) -> (s x, s y, s^2 h), so 2 h dh = -x.dx - y.dy.
+// Backward, with B = V o K: dx_i = c sum_j B_ij (y_j - x_i), dy_j = c sum_i B_ij (x_i - y_j). K
+// does not change under (x, y, h) -> (s x, s y, s^2 h), so 2 h dh = -x.dx - y.dy.
 #include <algorithm>
 #include <optional>
 #include <tuple>
@@ -29,8 +29,8 @@ void gram_of_set(const T* x, const T* y, Index m, Index n, Index d, double h, T*
     for (Index i0 = begin * kSources; i0 < std::min(m, end * kSources); i0 += kSources)
       for (Index j0 = 0; j0 < n; j0 += kTargets) {
         const Index rows = std::min(kSources, m - i0), lanes = std::min(kTargets, targets.ld - j0);
-        ops.squared_distance(d, rows, lanes, sources.data + i0, sources.ld, targets.data + j0, targets.ld,
-                             tile, kTargets);
+        ops.squared_distance(d, rows, lanes, sources.data + i0, sources.ld, targets.data + j0,
+                             targets.ld, tile, kTargets);
         ops.radial(rows, lanes, tile, kTargets, nullptr, scale, nullptr);
         for (Index r = 0; r < rows; ++r)
           std::copy_n(tile + r * kTargets, std::min(kTargets, n - j0), out + (i0 + r) * n + j0);
@@ -38,19 +38,20 @@ void gram_of_set(const T* x, const T* y, Index m, Index n, Index d, double h, T*
   });
 }
 
-// Gradient of the lanes: out_l = c sum_r B_rl (row_r - lane_l). `cotangent(r, l)` sums what belongs to the pair.
+// Gradient of the lanes: out_l = c sum_r B_rl (row_r - lane_l). `cotangent(r, l)` sums what belongs
+// to the pair.
 template <class T, class Cotangent>
-double gradient_of_lanes(const Packed<T>& row_x, const T* row_centred, Index rows, const Packed<T>& lane_x,
-                         const T* lane_centred, Index lanes, Index d, T h, const Cotangent& cotangent,
-                         T* out) {
+double gradient_of_lanes(const Packed<T>& row_x, const T* row_centred, Index rows,
+                         const Packed<T>& lane_x, const T* lane_centred, Index lanes, Index d, T h,
+                         const Cotangent& cotangent, T* out) {
   const auto& ops = tile_ops<T>();
   const T c = 2 / h;
   std::vector<double> scaling(at::divup(lanes, kTargets), 0.0);
   for_each_lane_tile<T>(
       rows, lanes, d, 1,
       [&](Index i0, Index n, Index j0, Index width, LaneSums& sums, PairScratch<T>& s) {
-        ops.squared_distance(d, n, width, row_x.data + i0, row_x.ld, lane_x.data + j0, lane_x.ld, s.kernel,
-                             width);
+        ops.squared_distance(d, n, width, row_x.data + i0, row_x.ld, lane_x.data + j0, lane_x.ld,
+                             s.kernel, width);
         const Index real = std::min(width, lanes - j0);
         for (Index r = 0; r < n; ++r) {
           for (Index l = 0; l < real; ++l) s.p[r * width + l] = cotangent(i0 + r, j0 + l);
@@ -66,7 +67,8 @@ double gradient_of_lanes(const Packed<T>& row_x, const T* row_centred, Index row
         for (Index l = 0; l < real; ++l)
           for (Index f = 0; f < d; ++f) {
             const Index at = (j0 + l) * d + f;
-            const double value = c * (sums.of(0)[f * sums.width + l] - sums.sum[l] * lane_centred[at]);
+            const double value =
+                c * (sums.of(0)[f * sums.width + l] - sums.sum[l] * lane_centred[at]);
             out[at] = static_cast<T>(value);
             scaling[t] -= lane_centred[at] * value;
           }
@@ -77,8 +79,8 @@ double gradient_of_lanes(const Packed<T>& row_x, const T* row_centred, Index row
 }
 
 template <class T>
-T gram_backward_of_set(const T* v, const T* x, const T* y, bool self, Index m, Index n, Index d, double h, T* dx,
-                       T* dy) {
+T gram_backward_of_set(const T* v, const T* x, const T* y, bool self, Index m, Index n, Index d,
+                       double h, T* dx, T* dy) {
   const auto& ops = tile_ops<T>();
   const T width = static_cast<T>(h);
   Buffer<T> centre(d), x_centred(m * d), y_centred(self ? 0 : n * d);
@@ -112,17 +114,17 @@ at::Tensor rbf_gram(const at::Tensor& x_in, const std::optional<at::Tensor>& y_i
   at::Tensor out = at::empty({batch, m, n}, x.options());
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "rbf_gram", [&] {
     for_each_set(batch, [&](Index b) {
-      gram_of_set(x.const_data_ptr<scalar_t>() + b * m * d, y.const_data_ptr<scalar_t>() + b * n * d, m, n, d,
+      gram_of_set(x.const_data_ptr<scalar_t>() + b * m * d,
+                  y.const_data_ptr<scalar_t>() + b * n * d, m, n, d,
                   h.const_data_ptr<scalar_t>()[b], out.mutable_data_ptr<scalar_t>() + b * m * n);
     });
   });
   return out.to(x_in.scalar_type());
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> rbf_gram_backward(const at::Tensor& v_in,
-                                                                 const at::Tensor& x_in,
-                                                                 const std::optional<at::Tensor>& y_in,
-                                                                 const at::Tensor& bandwidth_in) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> rbf_gram_backward(
+    const at::Tensor& v_in, const at::Tensor& x_in, const std::optional<at::Tensor>& y_in,
+    const at::Tensor& bandwidth_in) {
   const at::Tensor x = widened(x_in), y = y_in ? widened(*y_in) : x, v = widened(v_in);
   const at::Tensor h = bandwidth_in.to(x.scalar_type()).contiguous();
   const Index batch = x.size(0), m = x.size(1), n = y.size(1), d = x.size(2);
@@ -132,8 +134,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> rbf_gram_backward(const at::Tenso
     for_each_set(batch, [&](Index b) {
       dh.mutable_data_ptr<scalar_t>()[b] = gram_backward_of_set<scalar_t>(
           v.const_data_ptr<scalar_t>() + b * m * n, x.const_data_ptr<scalar_t>() + b * m * d,
-          y.const_data_ptr<scalar_t>() + b * n * d, !y_in, m, n, d,
-          h.const_data_ptr<scalar_t>()[b], dx.mutable_data_ptr<scalar_t>() + b * m * d,
+          y.const_data_ptr<scalar_t>() + b * n * d, !y_in, m, n, d, h.const_data_ptr<scalar_t>()[b],
+          dx.mutable_data_ptr<scalar_t>() + b * m * d,
           y_in ? dy.mutable_data_ptr<scalar_t>() + b * n * d : nullptr);
     });
   });

@@ -1,9 +1,11 @@
 // stein_divergence and its backward, tiled like the direction, O((M + N) d) memory.
 //
-// t_ij = c d - c^2 r2_ij - c e_ij with e_ij = (y_j - x_i).g_i; div_j = sum_i w_i k_ij t_ij. With cotangent v and
-// q_ij = v_j w_i k_ij, R_ij = -2 q_ij (t_ij/h + c^2) and centred x, y:
-//   dx_i = sum_j R_ij (x_i - y_j) + c g_i sum_j q_ij      dy_j = sum_i R_ij (y_j - x_i) - c sum_i q_ij g_i
-//   dg_i = -c sum_j q_ij (y_j - x_i)                      dw_i = sum_j v_j k_ij t_ij
+// t_ij = c d - c^2 r2_ij - c e_ij with e_ij = (y_j - x_i).g_i; div_j = sum_i w_i k_ij t_ij. With
+// cotangent v and q_ij = v_j w_i k_ij, R_ij = -2 q_ij (t_ij/h + c^2) and centred x, y:
+//   dx_i = sum_j R_ij (x_i - y_j) + c g_i sum_j q_ij
+//   dy_j = sum_i R_ij (y_j - x_i) - c sum_i q_ij g_i
+//   dg_i = -c sum_j q_ij (y_j - x_i)
+//   dw_i = sum_j v_j k_ij t_ij
 // div(s x, g/s, s^2 h) = div(x, g, h)/s^2, so 2 h dh = g.dg - x.dx - y.dy - 2 sum_i w_i dw_i.
 // Pair (i, i) of a set with itself has t = c d and nothing else; it is added apart.
 #include <algorithm>
@@ -35,9 +37,17 @@ struct Field {
   Buffer<T> along, weight;  // g_i.x_i and w_i, padded: lanes of the last tile read past the end
 
   Field(const Set<T>& set, double bandwidth)
-      : s(set), h(bandwidth), c(static_cast<T>(2 / bandwidth)), centre(s.d), x_rows(s.m * s.d),
-        y_rows(s.self() ? 0 : s.n * s.d), x(s.x, s.m, s.d), g(s.g, s.m, s.d),
-        x_centred((prepare(), x_rows.get()), s.m, s.d), along(padded(s.m)), weight(padded(s.m)) {
+      : s(set),
+        h(bandwidth),
+        c(static_cast<T>(2 / bandwidth)),
+        centre(s.d),
+        x_rows(s.m * s.d),
+        y_rows(s.self() ? 0 : s.n * s.d),
+        x(s.x, s.m, s.d),
+        g(s.g, s.m, s.d),
+        x_centred((prepare(), x_rows.get()), s.m, s.d),
+        along(padded(s.m)),
+        weight(padded(s.m)) {
     if (!s.self()) {
       y.emplace(s.y, s.n, s.d);
       y_centred.emplace(y_rows.get(), s.n, s.d);
@@ -68,10 +78,11 @@ void divergence_of_set(const Set<T>& s, double h, T* out) {
       s.m, s.n, 0, 0,
       [&](Index i0, Index n, Index j0, Index width, LaneSums& sums, PairScratch<T>& tile) {
         const auto& y = a.targets();
-        ops.squared_distance(s.d, n, width, a.x.data + i0, a.x.ld, y.data + j0, y.ld, tile.kernel, width);
+        ops.squared_distance(s.d, n, width, a.x.data + i0, a.x.ld, y.data + j0, y.ld, tile.kernel,
+                             width);
         if (s.self()) mask_diagonal(tile.kernel.get(), width, i0, n, j0, width);
-        ops.product(s.d, n, width, a.g.data + i0, a.g.ld, a.targets_centred().data + j0, y.ld, tile.p,
-                    width);
+        ops.product(s.d, n, width, a.g.data + i0, a.g.ld, a.targets_centred().data + j0, y.ld,
+                    tile.p, width);
         PairTile<T> t{};
         t.rows = n, t.lanes = width, t.ld = width, t.kernel = tile.kernel, t.p = tile.p;
         t.row_shift = a.along + i0, t.row_weight = s.w ? a.weight + i0 : nullptr;
@@ -85,12 +96,6 @@ void divergence_of_set(const Set<T>& s, double h, T* out) {
               s.factor() * (sums.sum[l] + (own ? a.weight[j0 + l] * 2 / h * s.d : 0.0)));
       });
 }
-
-template <class T>
-struct Gradients {
-  T *dx, *dg, *dw, *dy;  // dw and dy may be null
-  double dh = 0;
-};
 
 template <class T>
 class Backward {
@@ -123,8 +128,8 @@ class Backward {
     for_each_lane_tile<T>(
         rows, lanes, s.d, 3,
         [&](Index i0, Index n, Index j0, Index width, LaneSums& sums, PairScratch<T>& tile) {
-          ops.squared_distance(s.d, n, width, row_x.data + i0, row_x.ld, lane_x.data + j0, lane_x.ld,
-                               tile.kernel, width);
+          ops.squared_distance(s.d, n, width, row_x.data + i0, row_x.ld, lane_x.data + j0,
+                               lane_x.ld, tile.kernel, width);
           if (s.self()) mask_diagonal(tile.kernel.get(), width, i0, n, j0, width);
           PairTile<T> t{};
           t.rows = n, t.lanes = width, t.ld = width, t.kernel = tile.kernel;
@@ -165,7 +170,8 @@ class Backward {
     if (both && !s.leave_one_out) dw += v[i] * 2 / h * s.d;
     for (Index f = 0; f < s.d; ++f) {
       const Index at = f * sums.width + l;
-      double dx = factor * (sums.sum[l] * x[f] - sums.of(0)[at]) + a.c * weight * sums.mass[l] * g[f];
+      double dx =
+          factor * (sums.sum[l] * x[f] - sums.of(0)[at]) + a.c * weight * sums.mass[l] * g[f];
       if (both) dx -= a.c * factor * sums.of(1)[at];
       const double dg = -a.c * weight * (sums.of(2)[at] - sums.mass[l] * x[f]);
       out.dx[i * s.d + f] = static_cast<T>(dx);
@@ -191,8 +197,8 @@ class Backward {
 
 at::Tensor stein_divergence(const at::Tensor& x_in, const at::Tensor& grad_in,
                             const std::optional<at::Tensor>& weights_in,
-                            const std::optional<at::Tensor>& query_in, const at::Tensor& bandwidth_in,
-                            bool leave_one_out) {
+                            const std::optional<at::Tensor>& query_in,
+                            const at::Tensor& bandwidth_in, bool leave_one_out) {
   const Arguments a(x_in, grad_in, weights_in, query_in, leave_one_out);
   const at::Tensor h = bandwidth_in.to(a.x.scalar_type()).contiguous();
   at::Tensor out = at::empty({a.batch, a.n}, a.x.options());
@@ -221,14 +227,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> stein_div
                               weights_in ? dw.mutable_data_ptr<scalar_t>() + b * a.m : nullptr,
                               query_in ? dy.mutable_data_ptr<scalar_t>() + b * a.n * a.d : nullptr};
       const Set<scalar_t> set = a.set<scalar_t>(b);
-      Backward<scalar_t>(set, v.const_data_ptr<scalar_t>() + b * a.n, h.const_data_ptr<scalar_t>()[b], out)
+      Backward<scalar_t>(set, v.const_data_ptr<scalar_t>() + b * a.n,
+                         h.const_data_ptr<scalar_t>()[b], out)
           .run();
       dh.mutable_data_ptr<scalar_t>()[b] = static_cast<scalar_t>(out.dh);
     });
   });
   const auto dtype = x_in.scalar_type();
-  return {dx.to(dtype), dg.to(dtype), weights_in ? dw.to(dtype) : at::empty({0}, x_in.options()), dy.to(dtype),
-          dh.to(bandwidth_in.scalar_type())};
+  return {dx.to(dtype), dg.to(dtype), weights_in ? dw.to(dtype) : at::empty({0}, x_in.options()),
+          dy.to(dtype), dh.to(bandwidth_in.scalar_type())};
 }
 
 }  // namespace stein

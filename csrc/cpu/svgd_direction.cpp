@@ -2,10 +2,11 @@
 //
 // Two flows, chosen by shape:
 //   tiled    kernel values live in one 128 x 64 tile; lanes are targets. For large M.
-//   stored   the M x N Gram matrix of one set is kept where it is smaller than the inputs or fits L2;
+//   stored   the M x N Gram matrix of one set is kept where it is smaller than the inputs or fits
+//   L2;
 //            distances by upper blocks only, the median from the same matrix; lanes are features.
-// The diagonal of a set with itself (k = 1, difference 0) never enters a sum: it is added apart, so the
-// repulsion of a particle on itself is exactly 0 and not a rounding error.
+// The diagonal of a set with itself (k = 1, difference 0) never enters a sum: it is added apart, so
+// the repulsion of a particle on itself is exactly 0 and not a rounding error.
 #include <algorithm>
 #include <string>
 #include <vector>
@@ -24,7 +25,8 @@ namespace stein {
 
 namespace {
 
-// --- forward, tiled ---------------------------------------------------------------------------------
+// --- forward, tiled
+// ---------------------------------------------------------------------------------
 
 template <class T>
 void direction_tiled(const Set<T>& s, double h, T* phi) {
@@ -79,9 +81,11 @@ void direction_tiled(const Set<T>& s, double h, T* phi) {
   });
 }
 
-// --- forward, stored -----------------------------------------------------------------------------------
+// --- forward, stored
+// -----------------------------------------------------------------------------------
 
-// phi = factor (P^T (g - c x) + c mass y + own g), by blocks of features; P is M x N with rows of ld.
+// phi = factor (P^T (g - c x) + c mass y + own g), by blocks of features; P is M x N with rows of
+// ld.
 template <class T>
 void apply_gram(const Set<T>& s, const T* gram, Index ld, double h, T* phi) {
   const auto& ops = tile_ops<T>();
@@ -98,13 +102,15 @@ void apply_gram(const Set<T>& s, const T* gram, Index ld, double h, T* phi) {
       ops.centre(s.m, n, s.x + f0, s.d, centre);
       ops.drive(s.m, n, lanes, s.x + f0, s.g + f0, s.d, centre, c, drive, block);
       ops.product(s.m, s.n, lanes, gram, ld, drive, block, field, block);
-      ops.finish(s.n, n, field, block, mass, s.targets() + f0, centre, add_own ? own.get() : nullptr,
-                 s.g + f0, static_cast<T>(s.factor()), phi + f0, s.d);
+      ops.finish(s.n, n, field, block, mass, s.targets() + f0, centre,
+                 add_own ? own.get() : nullptr, s.g + f0, static_cast<T>(s.factor()), phi + f0,
+                 s.d);
     }
   });
 }
 
-// h is taken where it is not NaN-marked by `rule`; otherwise the rule makes it from the same distances.
+// h is taken where it is not NaN-marked by `rule`; otherwise the rule makes it from the same
+// distances.
 template <class T>
 double direction_of_set(const Set<T>& s, const double* h_given, const char* rule, T* phi) {
   if (!keeps_gram(s)) {
@@ -117,10 +123,12 @@ double direction_of_set(const Set<T>& s, const double* h_given, const char* rule
   const Index ld = padded(s.n);
   Buffer<T> gram(s.m * ld);
   double h = h_given ? *h_given : 0.0;
-  if (!h_given && !s.self()) h = bandwidth_from_median(median_distance_of_set(s.x, s.m, s.d), s.m, rule);
+  if (!h_given && !s.self())
+    h = bandwidth_from_median(median_distance_of_set(s.x, s.m, s.d), s.m, rule);
   squared_distances(s, gram.get(), ld);
   if (!h_given) {
-    if (s.self()) h = bandwidth_from_median(median_from_gram(gram.get(), ld, s.x, s.m, s.d), s.m, rule);
+    if (s.self())
+      h = bandwidth_from_median(median_from_gram(gram.get(), ld, s.x, s.m, s.d), s.m, rule);
     h = static_cast<double>(static_cast<T>(h));
   }
   radial_gram(s, gram.get(), ld, h);
@@ -130,10 +138,11 @@ double direction_of_set(const Set<T>& s, const double* h_given, const char* rule
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> svgd_direction(
-    const at::Tensor& x_in, const at::Tensor& grad_in, const std::optional<at::Tensor>& weights_in,
-    const std::optional<at::Tensor>& query_in, const std::optional<at::Tensor>& bandwidth_in,
-    c10::string_view rule_in, bool leave_one_out) {
+std::tuple<at::Tensor, at::Tensor> svgd_direction(const at::Tensor& x_in, const at::Tensor& grad_in,
+                                                  const std::optional<at::Tensor>& weights_in,
+                                                  const std::optional<at::Tensor>& query_in,
+                                                  const std::optional<at::Tensor>& bandwidth_in,
+                                                  c10::string_view rule_in, bool leave_one_out) {
   const Arguments a(x_in, grad_in, weights_in, query_in, leave_one_out);
   const std::string rule(rule_in);
   at::Tensor phi = at::empty({a.batch, a.n, a.d}, a.x.options());
@@ -146,8 +155,8 @@ std::tuple<at::Tensor, at::Tensor> svgd_direction(
     for_each_set(a.batch, [&](Index b) {
       const Set<scalar_t> set = a.set<scalar_t>(b);
       const double h = bandwidth_in ? static_cast<double>(given[b]) : 0.0;
-      used[b] = static_cast<scalar_t>(direction_of_set(set, bandwidth_in ? &h : nullptr, rule.c_str(),
-                                                       out + b * a.n * a.d));
+      used[b] = static_cast<scalar_t>(
+          direction_of_set(set, bandwidth_in ? &h : nullptr, rule.c_str(), out + b * a.n * a.d));
     });
   });
   return {phi.to(x_in.scalar_type()), h_out};

@@ -1,8 +1,11 @@
 // svgd_direction_backward: the closed form, tiled, O((M + N) d) memory.
 //
-// With v_j the cotangent of phi_j, a_ij = g_i.v_j + c (y_j - x_i).v_j, B_ij = w_i k_ij a_ij and centred x, y:
-//   dg_i = w_i sum_j k_ij v_j                      dw_i = sum_j k_ij a_ij
-//   dx_i = c [sum_j B_ij (y_j - x_i) - dg_i]       dy_j = c [sum_i B_ij (x_i - y_j) + v_j sum_i w_i k_ij]
+// With v_j the cotangent of phi_j, a_ij = g_i.v_j + c (y_j - x_i).v_j, B_ij = w_i k_ij a_ij and
+// centred x, y:
+//   dg_i = w_i sum_j k_ij v_j
+//   dw_i = sum_j k_ij a_ij
+//   dx_i = c [sum_j B_ij (y_j - x_i) - dg_i]
+//   dy_j = c [sum_i B_ij (x_i - y_j) + v_j sum_i w_i k_ij]
 // phi(s x, g/s, s^2 h) = phi(x, g, h)/s, so dh needs no pair of its own:
 //   2 h dh = g.dg - x.dx - y.dy - sum_i w_i dw_i
 // Pair (i, i) of a set with itself has only dg_i = w_i v_i and dw_i = g_i.v_i; it is added apart.
@@ -15,24 +18,17 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "backward.h"
-#include "gram.h"
+#include "svgd_direction_stored.h"
 
 namespace stein {
 
 namespace {
 
-template <class T>
-struct Gradients {
-  T *dx, *dg, *dw, *dy;  // dw and dy may be null
-  double dh = 0;
-};
-
 // Arrays of one particle set, centred on the sources.
 template <class T>
 struct Cloud {
-  Packed<T> x;          // as given
-  Buffer<T> rows;       // centred, row-major
+  Packed<T> x;     // as given
+  Buffer<T> rows;  // centred, row-major
   Cloud(const T* data, Index n, Index d, const T* centre) : x(data, n, d), rows(n * d) {
     centred_rows(data, n, d, centre, rows.get());
   }
@@ -42,10 +38,10 @@ struct Cloud {
 template <class T>
 struct Pass {
   Index rows, lanes, d;
-  const T *row_x, *lane_x;              // packed, as given
-  const T *row_u, *lane_v;              // packed; p-part
-  const T *row_v, *lane_u;              // packed; q-part
-  const T *sum_x, *sum_v;               // row-major: what S and K are multiplied with
+  const T *row_x, *lane_x;  // packed, as given
+  const T *row_u, *lane_v;  // packed; p-part
+  const T *row_v, *lane_u;  // packed; q-part
+  const T *sum_x, *sum_v;   // row-major: what S and K are multiplied with
   const T *row_weight, *lane_weight, *row_shift, *lane_shift;
   bool self;
   T h;
@@ -115,13 +111,15 @@ void backward_tiled(const Set<T>& s, const T* v, double h, Gradients<T>& out) {
       k.second[l] = weight;
       k.own[l] = own ? weight : 0.0;
       const Index i = j0 + l;
-      const double dw = sums.weight[l] + (own ? ops.centred_dot(s.d, s.g + i * s.d, nullptr, v + i * s.d) : 0.0);
+      const double dw =
+          sums.weight[l] + (own ? ops.centred_dot(s.d, s.g + i * s.d, nullptr, v + i * s.d) : 0.0);
       if (out.dw) out.dw[i] = static_cast<T>(dw);
       scaling[t] -= weight * dw;
     }
     Buffer<T> dx(s.d * sums.width), dg(s.d * sums.width);
-    ops.lane_gradients(s.d, sums.width, 2 / h, sums.of(0), sums.of(1), sources.x.data + j0, sources.x.ld, centre,
-                       v_packed.data + (s.self() ? j0 : 0), s.self() ? v_packed.ld : 0, k.all(), dx, dg);
+    ops.lane_gradients(s.d, sums.width, 2 / h, sums.of(0), sums.of(1), sources.x.data + j0,
+                       sources.x.ld, centre, v_packed.data + (s.self() ? j0 : 0),
+                       s.self() ? v_packed.ld : 0, k.all(), dx, dg);
     ops.transpose(s.d, real, dx, sums.width, out.dx + j0 * s.d, s.d);
     ops.transpose(s.d, real, dg, sums.width, out.dg + j0 * s.d, s.d);
     const Index from = j0 * s.d, count = real * s.d;
@@ -155,200 +153,16 @@ void backward_tiled(const Set<T>& s, const T* v, double h, Gradients<T>& out) {
         k.v[l] = factor * sums.mass[l];
       }
       Buffer<T> dy(s.d * sums.width);
-      ops.lane_gradients(s.d, sums.width, 2 / h, sums.of(0), nullptr, targets.x.data + j0, targets.x.ld, centre,
-                         v_packed.data + j0, v_packed.ld, k.all(), dy, nullptr);
+      ops.lane_gradients(s.d, sums.width, 2 / h, sums.of(0), nullptr, targets.x.data + j0,
+                         targets.x.ld, centre, v_packed.data + j0, v_packed.ld, k.all(), dy,
+                         nullptr);
       ops.transpose(s.d, real, dy, sums.width, out.dy + j0 * s.d, s.d);
-      scaling[t] -= ops.centred_dot(real * s.d, targets.rows + j0 * s.d, nullptr, out.dy + j0 * s.d);
+      scaling[t] -=
+          ops.centred_dot(real * s.d, targets.rows + j0 * s.d, nullptr, out.dy + j0 * s.d);
     });
   }
   for (const double part : scaling) out.dh += part / (2 * h);
 }
-
-// The M x N matrices of one set are kept, as in the forward; sums over particles run by blocks of features, whose
-// results are rows of the outputs.
-template <class T>
-class Stored {
- public:
-  Stored(const Set<T>& set, const T* cotangent, double bandwidth, Gradients<T>& gradients)
-      : s(set), v(cotangent), h(bandwidth), c(static_cast<T>(2 / bandwidth)), factor(set.factor()), out(gradients),
-        ldm(padded(s.m)), ldn(padded(s.n)), centre(s.d), shift(ldn), weight(ldm) {}
-
-  void run() {
-    std::fill_n(shift.get(), ldn, T{0});
-    for (Index i = 0; i < ldm; ++i) weight[i] = s.w && i < s.m ? s.w[i] : T{1};
-    Buffer<T> squared(s.m * ldn), products(s.m * ldn);
-    if (s.d >= kLongRow)
-      stream_products(products);
-    else
-      pack_products(products);
-    squared_distances(s, squared.get(), ldn);
-    if (s.self()) mirror(squared.get(), ldn, s.m);
-    Buffer<T> squared_turned(s.self() ? 0 : s.n * ldm), products_turned(s.n * ldm);
-    ops.transpose(s.m, s.n, products, ldn, products_turned, ldm);
-    if (s.self()) {
-      pass({s.m, s.m, ldm, true, true}, squared, products, products_turned);
-    } else {
-      ops.transpose(s.m, s.n, squared, ldn, squared_turned, ldm);
-      clear_padding(squared_turned.get(), s.n, s.m, ldm);
-      clear_padding(products_turned.get(), s.n, s.m, ldm);
-      pass({s.n, s.m, ldm, true, false}, squared_turned, nullptr, products_turned);
-      pass({s.m, s.n, ldn, false, true}, squared, products, nullptr);
-    }
-  }
-
- private:
-  struct Roles {
-    Index rows, lanes, ld;
-    bool source, target;  // what the lanes are
-  };
-  static constexpr Index kBlock = 256;
-  const TileOps<T>& ops = tile_ops<T>();
-  const Set<T>& s;
-  const T* v;
-  const double h;
-  const T c;
-  const double factor;
-  Gradients<T>& out;
-  const Index ldm, ldn;
-  Buffer<T> centre, shift, weight;
-
-  bool own() const { return s.self() && !s.leave_one_out; }
-
-  static void clear_padding(T* matrix, Index rows, Index lanes, Index ld) {
-    for (Index r = 0; r < rows; ++r) std::fill(matrix + r * ld + lanes, matrix + (r + 1) * ld, T{0});
-  }
-
-  // out[i][j] = U_i.v_j with U = g - c x, and shift_j = y_j.v_j.
-  void pack_products(T* result) {
-    Buffer<T> u(s.m * s.d);
-    centre_of(s, centre.get());
-    ops.drive(s.m, s.d, s.d, s.x, s.g, s.d, centre, c, u, s.d);
-    const Packed<T> u_packed(u, s.m, s.d), v_packed(v, s.n, s.d);
-    ops.product(s.d, s.m, ldn, u_packed.data, u_packed.ld, v_packed.data, v_packed.ld, result, ldn);
-    for (Index j = 0; j < s.n; ++j)
-      shift[j] = static_cast<T>(ops.centred_dot(s.d, s.targets() + j * s.d, centre, v + j * s.d));
-  }
-
-  void stream_products(T* result) {
-    constexpr Index kRun = FeatureChunks::kRun;
-    const FeatureChunks cut(s.d, s.m * ldn);
-    Buffer<double> sums(cut.count * s.m * ldn), shifts(cut.count * ldn);
-    std::fill_n(sums.get(), cut.count * s.m * ldn, 0.0);
-    std::fill_n(shifts.get(), cut.count * ldn, 0.0);
-    parallel(cut.count, 1, [&](Index begin, Index end) {
-      Buffer<T> u(s.m * kRun);
-      for (Index k = begin; k < end; ++k)
-        for (Index f = k * cut.length; f < std::min(s.d, (k + 1) * cut.length); f += kRun)
-          stream_run(f, std::min({kRun, s.d - f, (k + 1) * cut.length - f}), u, sums + k * s.m * ldn,
-                     shifts + k * ldn);
-    });
-    for (Index k = 1; k < cut.count; ++k) {
-      for (Index e = 0; e < s.m * ldn; ++e) sums[e] += sums[k * s.m * ldn + e];
-      for (Index j = 0; j < s.n; ++j) shifts[j] += shifts[k * ldn + j];
-    }
-    std::copy_n(sums.get(), s.m * ldn, result);
-    std::copy_n(shifts.get(), s.n, shift.get());
-  }
-
-  void stream_run(Index f, Index n, T* u, double* sums, double* shifts) const {
-    constexpr Index kRun = FeatureChunks::kRun;
-    ops.centre(s.m, n, s.x + f, s.d, centre + f);
-    ops.drive(s.m, n, n, s.x + f, s.g + f, s.d, centre + f, c, u, kRun);
-    for (Index j = 0; j < s.n; j += 4) {
-      const Index rb = std::min<Index>(4, s.n - j);
-      for (Index q = j; q < j + rb; ++q)
-        shifts[q] += ops.centred_dot(n, s.targets() + q * s.d + f, centre + f, v + q * s.d + f);
-      for (Index i = 0; i < s.m; i += 4) {
-        double block[16] = {};
-        const Index ra = std::min<Index>(4, s.m - i);
-        ops.row_product(n, u + i * kRun, kRun, ra, v + j * s.d + f, s.d, rb, block);
-        for (Index p = 0; p < ra; ++p)
-          for (Index q = 0; q < rb; ++q) sums[(i + p) * ldn + j + q] += block[p * 4 + q];
-      }
-    }
-  }
-
-  // p and q as in PairTile, rows x lanes; squared distances are overwritten by the kernel.
-  void pass(const Roles& roles, T* squared, T* p, T* q) {
-    Buffer<double> sum(roles.ld), mass(roles.ld), slope(roles.ld);
-    for (double* values : {sum.get(), mass.get(), slope.get()}) std::fill_n(values, roles.ld, 0.0);
-    PairTile<T> t{};
-    t.rows = roles.rows, t.lanes = roles.ld, t.ld = roles.ld, t.kernel = squared, t.p = p, t.q = q;
-    if (roles.target) {
-      t.row_weight = s.w ? weight.get() : nullptr;
-      t.lane_shift = shift;
-    }
-    if (roles.source) {
-      t.lane_weight = s.w && s.self() ? weight.get() : nullptr;
-      t.row_shift = shift;
-    }
-    t.h = static_cast<T>(h), t.c = c, t.sum = sum, t.mass = mass, t.weight = slope;
-    ops.direction_backward(t);
-    LaneFactors k(roles.lanes);
-    for (Index l = 0; l < roles.lanes; ++l) {
-      const double w = roles.source ? factor * weight[l] : 0.0;
-      k.first[l] = roles.target ? factor : w;
-      k.x[l] = -k.first[l] * sum[l];
-      k.v[l] = roles.target ? factor * mass[l] : 0.0;
-      k.second[l] = w;
-      k.own[l] = own() ? w : 0.0;
-      if (!roles.source) continue;
-      if (own() && s.w) slope[l] += dot(s.g + l * s.d, v + l * s.d, s.d);
-      if (out.dw) out.dw[l] = static_cast<T>(slope[l]);
-      out.dh -= w * slope[l] / (2 * h);
-    }
-    // Uniform weights need the sum of the own terms only: one long dot product.
-    if (own() && !s.w) out.dh -= factor * ops.centred_dot(s.m * s.d, s.g, nullptr, v) / (2 * h);
-    gradients(roles, p ? p : q, squared, k);
-  }
-
-  // Rows of the lanes' gradients from coefficient^T x and kernel^T v.
-  void gradients(const Roles& roles, const T* coefficient, const T* kernel, const LaneFactors& k) {
-    const bool row_is_target = roles.source;  // of a set with itself both are
-    const T* row_x = row_is_target ? s.targets() : s.x;
-    const T* lane_x = roles.source ? s.x : s.targets();
-    T* lane_out = roles.source ? out.dx : out.dy;
-    const Index blocks = at::divup(s.d, kBlock), width = std::min(kBlock, padded(s.d));
-    Buffer<double> parts(blocks);
-    parallel(blocks, 1, [&](Index begin, Index end) {
-      const Index most = std::max(s.m, s.n);
-      Buffer<T> rows(roles.rows * width), lanes(s.self() ? 0 : roles.lanes * width), values(s.n * width);
-      Buffer<T> first(most * width), second(most * width), zero(width);
-      std::fill_n(zero.get(), width, T{0});
-      for (Index b = begin; b < end; ++b) {
-        const Index f0 = b * kBlock, n = std::min(kBlock, s.d - f0), padded_n = padded(n);
-        ops.subtract(roles.rows, n, padded_n, row_x + f0, s.d, centre + f0, rows, width);
-        if (!s.self()) ops.subtract(roles.lanes, n, padded_n, lane_x + f0, s.d, centre + f0, lanes, width);
-        ops.subtract(s.n, n, padded_n, v + f0, s.d, zero, values, width);
-        ops.product(roles.rows, roles.lanes, padded_n, coefficient, roles.ld, rows, width, first, width);
-        if (roles.source)
-          ops.product(roles.rows, roles.lanes, padded_n, kernel, roles.ld, values, width, second, width);
-        double total = 0;
-        const T* lane_rows = s.self() ? rows : lanes;
-        const bool contiguous = n == s.d && n == width;  // rows follow each other: one dot product for all
-        for (Index l = 0; l < roles.lanes; ++l) {
-          const T* x = lane_rows + l * width;
-          const T* lane_v = roles.target ? values + l * width : zero.get();
-          T* dx = lane_out + l * s.d + f0;
-          ops.combine(n, static_cast<T>(c * k.first[l]), first + l * width, static_cast<T>(c * k.x[l]), x,
-                      static_cast<T>(c * k.v[l]), lane_v, static_cast<T>(-c * k.second[l]),
-                      roles.source ? second + l * width : zero.get(), dx);
-          if (!contiguous) total -= ops.centred_dot(n, dx, nullptr, x);
-          if (!roles.source) continue;
-          T* dg = out.dg + l * s.d + f0;
-          ops.combine(n, static_cast<T>(k.second[l]), second + l * width, static_cast<T>(k.own[l]), lane_v, T{0},
-                      zero, T{0}, zero, dg);
-          if (!contiguous) total += ops.centred_dot(n, dg, nullptr, s.g + l * s.d + f0);
-        }
-        const Index all = roles.lanes * s.d;
-        if (contiguous) total -= ops.centred_dot(all, lane_out, nullptr, lane_rows);
-        if (contiguous && roles.source) total += ops.centred_dot(all, out.dg, nullptr, s.g);
-        parts[b] = total;
-      }
-    });
-    for (Index b = 0; b < blocks; ++b) out.dh += parts[b] / (2 * h);
-  }
-};
 
 }  // namespace
 

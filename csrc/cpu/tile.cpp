@@ -1,4 +1,5 @@
-// Chooses the instruction set at run time: the one torch itself uses (ATEN_CPU_CAPABILITY included).
+// Chooses the instruction set at run time: the one torch itself uses (ATEN_CPU_CAPABILITY
+// included).
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -10,9 +11,9 @@
 
 namespace stein {
 
-#define STEIN_DECLARE(isa)              \
-  namespace isa {                       \
-  const TileOps<float>& table_float();  \
+#define STEIN_DECLARE(isa)               \
+  namespace isa {                        \
+  const TileOps<float>& table_float();   \
   const TileOps<double>& table_double(); \
   }
 STEIN_DECLARE(generic)

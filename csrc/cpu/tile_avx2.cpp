@@ -11,7 +11,7 @@
 #define STEIN_ISA avx2
 #define STEIN_ISA_NAME "AVX2"
 #define STEIN_VECTOR_BYTES 32
-#define STEIN_ROWS 4     // rows x columns of vectors held in registers by a product
+#define STEIN_ROWS 4  // rows x columns of vectors held in registers by a product
 #define STEIN_COLUMNS 2
 #include "tile_impl.h"
 #if defined(__clang__)

@@ -1,5 +1,5 @@
-// The tile primitives that treat each value on its own, and the counts; included by tile_impl.h inside its
-// namespace.
+// The tile primitives that treat each value on its own, and the counts; included by tile_impl.h
+// inside its namespace.
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define STEIN_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -44,8 +44,7 @@ void radial(Index rows, Index lanes, T* tile, Index ld, const T* weight, T scale
     typename S::V sum = {};
     T* p = tile + l;
     for (Index r = 0; r < rows; ++r, p += ld) {
-      typename S::V value =
-          exp_nonpositive<T, typename S::V, typename S::I>(load(p) * scale);
+      typename S::V value = exp_nonpositive<T, typename S::V, typename S::I>(load(p) * scale);
       if (weight) value = value * weight[r];
       store(p, value);
       sum += value;
@@ -93,8 +92,7 @@ void finish(Index rows, Index n, const T* tile, Index ldt, const T* mass, const 
     const T m = mass[r];
     if (own) {
       const T o = own[r];
-      for (Index l = 0; l < n; ++l)
-        out[l] = factor * (tile[l] + m * (y[l] - centre[l]) + o * g[l]);
+      for (Index l = 0; l < n; ++l) out[l] = factor * (tile[l] + m * (y[l] - centre[l]) + o * g[l]);
     } else {
       for (Index l = 0; l < n; ++l) out[l] = factor * (tile[l] + m * (y[l] - centre[l]));
     }
@@ -102,7 +100,8 @@ void finish(Index rows, Index n, const T* tile, Index ldt, const T* mass, const 
 }
 
 template <class T>
-void subtract(Index rows, Index n, Index lanes, const T* x, Index ld, const T* centre, T* out, Index ldo) {
+void subtract(Index rows, Index n, Index lanes, const T* x, Index ld, const T* centre, T* out,
+              Index ldo) {
   for (Index r = 0; r < rows; ++r, x += ld, out += ldo) {
     for (Index l = 0; l < n; ++l) out[l] = x[l] - centre[l];
     for (Index l = n; l < lanes; ++l) out[l] = 0;
@@ -212,10 +211,11 @@ T select(Index n, const T* values, Index rank) {
 }
 
 template <class T>
-Index collect(Index n, const T* values, typename TileOps<T>::Bits low, typename TileOps<T>::Bits high,
-              Index* below, T* out) {
+Index collect(Index n, const T* values, typename TileOps<T>::Bits low,
+              typename TileOps<T>::Bits high, Index* below, T* out) {
   using S = Simd<T>;
-  const auto lower = static_cast<typename S::Integer>(low), upper = static_cast<typename S::Integer>(high);
+  const auto lower = static_cast<typename S::Integer>(low),
+             upper = static_cast<typename S::Integer>(high);
   typename S::I under = {};
   Index kept = 0;
   for (Index i = 0; i < n; i += S::W) {
@@ -239,4 +239,3 @@ Index collect(Index n, const T* values, typename TileOps<T>::Bits low, typename 
   *below += lane_sum<T>(under);
   return kept;
 }
-

@@ -70,7 +70,8 @@ STEIN_INLINE void block(Index k, const T* a, Index lda, const T* b, Index ldb, T
     for (int r = 0; r < R; ++r) {
       const T value = a[r];
 #pragma GCC unroll 16
-      for (int c = 0; c < C; ++c) sum[r][c] = F::template step<T, typename S::V>(sum[r][c], value, column[c]);
+      for (int c = 0; c < C; ++c)
+        sum[r][c] = F::template step<T, typename S::V>(sum[r][c], value, column[c]);
     }
   }
 #pragma GCC unroll 16
@@ -99,8 +100,9 @@ STEIN_INLINE void panel(Index k, Index rows, const T* a, Index lda, const T* b, 
   if (rows - r >= 1) block<F, T, 1, C>(k, a + r, lda, b, ldb, out + r * ldo, ldo, accumulate);
 }
 
-// Long sums over k are cut every 64 terms: rounding grows with the root of 64 + k/64 and not of k (at k = 700
-// 1e-6 of a distance otherwise, seven times that of a kernel value); the extra stores cost 2 %.
+// Long sums over k are cut every 64 terms: rounding grows with the root of 64 + k/64 and not of k
+// (at k = 700 1e-6 of a distance otherwise, seven times that of a kernel value); the extra stores
+// cost 2 %.
 constexpr Index kDepth = 64;
 
 template <class F, class T>
@@ -131,11 +133,12 @@ void reduce(Index k, Index rows, Index lanes, const T* a, Index lda, const T* b,
   } while (depth < k);
 }
 
-// --- the field summed by differences ----------------------------------------------------------------
+// --- the field summed by differences
+// ----------------------------------------------------------------
 
 template <class T, int R, int C>
-STEIN_INLINE void field_block(Index k, const T* kernel, Index ldk, const T* x, const T* g, Index ldx,
-                              const T* y, Index ldy, T c, T* out, Index ldo) {
+STEIN_INLINE void field_block(Index k, const T* kernel, Index ldk, const T* x, const T* g,
+                              Index ldx, const T* y, Index ldy, T c, T* out, Index ldo) {
   using S = Simd<T>;
   typename S::V sum[R][C] = {}, target[R][C];
 #pragma GCC unroll 16
@@ -161,14 +164,18 @@ STEIN_INLINE void field_block(Index k, const T* kernel, Index ldk, const T* x, c
 
 template <class T, int C>
 STEIN_INLINE void field_panel(Index k, Index features, const T* kernel, Index ldk, const T* x,
-                              const T* g, Index ldx, const T* y, Index ldy, T c, T* out, Index ldo) {
+                              const T* g, Index ldx, const T* y, Index ldy, T c, T* out,
+                              Index ldo) {
   Index f = 0;
   for (; f + 3 <= features; f += 3)
-    field_block<T, 3, C>(k, kernel, ldk, x + f, g + f, ldx, y + f * ldy, ldy, c, out + f * ldo, ldo);
+    field_block<T, 3, C>(k, kernel, ldk, x + f, g + f, ldx, y + f * ldy, ldy, c, out + f * ldo,
+                         ldo);
   if (features - f == 2)
-    field_block<T, 2, C>(k, kernel, ldk, x + f, g + f, ldx, y + f * ldy, ldy, c, out + f * ldo, ldo);
+    field_block<T, 2, C>(k, kernel, ldk, x + f, g + f, ldx, y + f * ldy, ldy, c, out + f * ldo,
+                         ldo);
   if (features - f == 1)
-    field_block<T, 1, C>(k, kernel, ldk, x + f, g + f, ldx, y + f * ldy, ldy, c, out + f * ldo, ldo);
+    field_block<T, 1, C>(k, kernel, ldk, x + f, g + f, ldx, y + f * ldy, ldy, c, out + f * ldo,
+                         ldo);
 }
 
 template <class T>
@@ -214,7 +221,7 @@ STEIN_INLINE void row_block(Index features, const T* a, Index lda, const T* b, I
 
 template <class F, class T>
 void row_sums(Index features, const T* a, Index lda, Index ra, const T* b, Index ldb, Index rb,
-                  double* out) {
+              double* out) {
   if (ra == 4 && rb == 4) return row_block<F, T, 4, 4>(features, a, lda, b, ldb, out);
   for (Index i = 0; i < ra; ++i)
     for (Index j = 0; j < rb; ++j)

@@ -55,10 +55,11 @@ void direction_backward(const PairTile<T>& t) {
 }
 
 template <class T>
-void lane_gradients(Index features, Index width, double c, const double* a, const double* b, const T* x,
-                    Index ldx, const T* centre, const T* v, Index ldv, const double* factors, T* dx, T* dg) {
-  const double *first = factors, *of_x = first + width, *of_v = of_x + width, *second = of_v + width,
-               *own = second + width;
+void lane_gradients(Index features, Index width, double c, const double* a, const double* b,
+                    const T* x, Index ldx, const T* centre, const T* v, Index ldv,
+                    const double* factors, T* dx, T* dg) {
+  const double *first = factors, *of_x = first + width, *of_v = of_x + width,
+               *second = of_v + width, *own = second + width;
   for (Index f = 0; f < features; ++f, a += width, x += ldx, v += ldv, dx += width) {
     const double middle = centre[f];
     if (!b) {
@@ -68,7 +69,8 @@ void lane_gradients(Index features, Index width, double c, const double* a, cons
     }
     for (Index l = 0; l < width; ++l) {
       const double field = second[l] * b[l];
-      dx[l] = static_cast<T>(c * (first[l] * a[l] + of_x[l] * (x[l] - middle) + of_v[l] * v[l] - field));
+      dx[l] = static_cast<T>(
+          c * (first[l] * a[l] + of_x[l] * (x[l] - middle) + of_v[l] * v[l] - field));
       dg[l] = static_cast<T>(field + own[l] * v[l]);
     }
     b += width, dg += width;
@@ -76,7 +78,8 @@ void lane_gradients(Index features, Index width, double c, const double* a, cons
 }
 
 template <class T>
-STEIN_INLINE typename Simd<T>::V trace(typename Simd<T>::V squared, typename Simd<T>::V along, T c, T d) {
+STEIN_INLINE typename Simd<T>::V trace(typename Simd<T>::V squared, typename Simd<T>::V along, T c,
+                                       T d) {
   // Pairs left out have an infinite distance and k = 0; a finite stand-in keeps 0 * trace at 0.
   const T far = static_cast<T>(1e30);
   squared = squared > far ? typename Simd<T>::V{} : squared;
