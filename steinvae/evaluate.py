@@ -21,8 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     early.add_argument("--run_dir", required=True, help="folder of a finished run")
     early.epilog = "Any setting of the evaluation, as for python -m steinvae.train."
     known, _ = early.parse_known_args(argv)
-    from steinvae.run import load_data, load_model, nll, read_config
-    from steinvae.run import test as estimate_test
+    from steinvae.run import load_data, load_model, measure, nll, read_config
 
     try:
         parser = make_parser("evaluate", DESCRIPTION, read_config(known.run_dir))
@@ -32,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         print(f"steinvae.evaluate: {error}", file=sys.stderr)
         return 1
-    estimate = estimate_test(config, dataset, networks)
+    estimate = measure(config, dataset, networks)
     result = {
         "method": config.method.name,
         "data_set": dataset.name,

@@ -90,12 +90,12 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     save_samples(run_dir / "samples.png", images, dataset.image_shape)
     if (run_dir / JSONL).stat().st_size:
         save_curves(run_dir / "curves.png", run_dir / JSONL)
-    result = describe(trainer, test(trainer.config, dataset, networks), selected)
+    result = describe(trainer, measure(trainer.config, dataset, networks), selected)
     write_result(run_dir, result)
     return result
 
 
-def test(config: Config, dataset: Dataset, networks: Networks) -> Estimate:
+def measure(config: Config, dataset: Dataset, networks: Networks) -> Estimate:
     """The reported NLL: `iw_g` on evenly spaced test images."""
     settings = config.evaluation
     indices = evenly_spaced(len(dataset.test), settings.images)

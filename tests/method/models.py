@@ -60,7 +60,7 @@ def linear_networks(decoders: int, factor: float) -> tuple[LinearGaussian, Netwo
     """`decoders` similar decoders, and the posterior of the first, its spread times `factor`."""
     model = LinearGaussian()
     theta = ParticleEnsemble(model.parameters, decoders, torch.Generator().manual_seed(5))
-    theta.flat[1:] = theta.flat[:1] + 0.1 * theta.flat[1:]
+    theta.flat[1:] = theta.flat[:1] + 0.3 * theta.flat[1:]
     to_mean, covariance = model.posterior(theta.flat[0].view(CODES, PIXELS))
     encoder = LinearEncoder(to_mean, factor * torch.linalg.cholesky(covariance))
     return model, Networks(model, theta, encoder)

@@ -50,6 +50,21 @@ def test_flow_is_injective_however_steep_its_residual(factor):
     assert (torch.linalg.det(bent) > 0).all()
 
 
+def test_flow_is_injective_where_its_bound_is_reached():
+    """Rank-one layers in line with each other, at xi = 0: the slope along them is 1 - 0.9."""
+    encoder = sharpened("flow", 1.0)
+    residual = encoder.residual
+    with torch.no_grad():
+        for parameter in residual.parameters():
+            parameter.zero_()
+        (first,), (second, third) = residual.from_noise.weights(), residual.rest.weights()
+        first[0, 0], second[0, 0], third[0, 0] = 2.0, 3.0, -4.0
+    pixels, noise = torch.rand(1, PIXELS).double(), torch.zeros(1, CODES).double()
+    _, log_sigma = encoder.moments(encoder.features(pixels))
+    bent = jacobians(encoder, pixels, noise)[0, 0] / log_sigma.exp().T
+    torch.testing.assert_close(bent.diagonal(), torch.tensor([0.1, 1.0, 1.0]).double())
+
+
 def test_residual_folds_where_flow_does_not():
     """The same weights without the bound: the determinant has both signs."""
     encoder = sharpened("residual", 4.0)

@@ -66,6 +66,8 @@ def test_cut_and_resumed_equals_uninterrupted(case, cut, tiny, tmp_path):
     resumed = Trainer(config, dataset, tmp_path / "cut")
     assert resumed.resume()
     assert resumed.step == cut
+    assert resumed.state == newest(tmp_path / "cut").state
+    assert resumed.state["best_step"] == cut // 6 * 6
     fit(resumed)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
@@ -166,21 +168,34 @@ def wait_for_step(run_dir: Path, step: int) -> None:
     raise TimeoutError(f"{run_dir} reached no checkpoint of step {step} in 120 s")
 
 
+STEPS = 400
+
+
+def finish(run_dir: Path) -> None:
+    process = start(run_dir, STEPS)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    finish(folder)
+    return folder
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
-def test_killed_command_resumes_to_the_same_run(number, code, tmp_path):
-    steps = 400
-    process = start(tmp_path / "killed", steps)
+def test_killed_command_resumes_to_the_same_run(number, code, whole, tmp_path):
+    process = start(tmp_path / "killed", STEPS)
     wait_for_step(tmp_path / "killed", 30)
     process.send_signal(number)
     assert process.wait(timeout=60) == code
     process.communicate()
-    assert newest(tmp_path / "killed").step < steps
-    for folder in ("killed", "whole"):
-        done = start(tmp_path / folder, steps)
-        _, errors = done.communicate(timeout=120)
-        assert done.returncode == 0, errors
-    assert_same_run(tmp_path / "whole", tmp_path / "killed")
-    models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert newest(tmp_path / "killed").step < STEPS
+    finish(tmp_path / "killed")
+    assert_same_run(whole, tmp_path / "killed")
+    models = [(run / "model.safetensors").read_bytes() for run in (whole, tmp_path / "killed")]
     assert models[0] == models[1]
 
 
