@@ -181,12 +181,17 @@ class TrainerConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where tensors live; auto takes a GPU when torch sees one."""
 
+    threads: int = 1
+    """CPU threads, 0 for all cores. One: the same bits on every machine, and small networks are no
+    slower."""
+
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "log_every", "validate_every", "checkpoint_every"):
             _require(getattr(self, name) >= 1, f"trainer.{name}", "at least 1", getattr(self, name))
         for name in ("keep_checkpoints", "nonfinite_limit"):
             _require(getattr(self, name) >= 1, f"trainer.{name}", "at least 1", getattr(self, name))
         _require(self.patience >= 0, "trainer.patience", "0 or more", self.patience)
+        _require(self.threads >= 0, "trainer.threads", "0 or more", self.threads)
 
 
 @dataclass(frozen=True, kw_only=True)

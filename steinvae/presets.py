@@ -47,6 +47,7 @@ def mnist() -> Config:
             validate_every=2_000,
             checkpoint_every=2_000,
             patience=10,
+            threads=0,
         ),
         evaluation=EvaluationConfig(samples=5000, validation_images=200, validation_samples=200),
     )

@@ -27,7 +27,7 @@ from steinvae.networks import Networks, build_networks
 from steinvae.plots import save_curves, save_samples
 from steinvae.report import commit, versions, write_report, write_result
 from steinvae.signals import StopRequest
-from steinvae.trainer import Trainer, choose_device
+from steinvae.trainer import Trainer, choose_device, use_threads
 
 CONFIG, MODEL, RESULT = "config.yaml", "model.safetensors", "result.json"
 SAMPLES_DRAWN = 64
@@ -39,6 +39,7 @@ class SetupError(Exception):
 
 def run(config: Config) -> tuple[Path, list[dict[str, Any]]]:
     """Train `config` and its baseline; returns the run folder and the results, baseline last."""
+    use_threads(config)
     beside = baseline(config)
     with ExitStack() as stack:
         try:
@@ -172,6 +173,7 @@ def load_model(run_dir: Path, config: Config, pixels: int) -> Networks:
             f"run_dir={run_dir} holds no {MODEL}: finish the run with "
             f"python -m steinvae.train --config {Path(run_dir) / CONFIG} --resume auto"
         )
+    use_threads(config)
     networks = build_networks(config, pixels, choose_device(config.trainer.device))
     networks.load(load_file(path))
     return networks

@@ -218,6 +218,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
 
 
+def use_threads(config: Config) -> None:
+    """Set the number of CPU threads of this process as trainer.threads says; 0 leaves torch's."""
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+
+
 def _shown(record: dict[str, float]) -> dict[str, float]:
     names = ("train/distortion", "validation/nll")
     return {name.split("/")[1]: record[name] for name in names if name in record}

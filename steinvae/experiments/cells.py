@@ -15,6 +15,7 @@ from steinvae.data import Dataset
 from steinvae.report import append_records, read_records, tidy_record
 from steinvae.run import load_data, prepare, train
 from steinvae.signals import StopRequest
+from steinvae.trainer import use_threads
 
 METRIC = "test_nll"
 
@@ -102,6 +103,7 @@ def _run_cell(
 ) -> Record:
     folder = run_dir / f"{_slug(cell.row)}-{cell.config.seed}"
     config = replace(cell.config, run_dir=str(folder), resume="auto")
+    use_threads(config)
     trainer = prepare(config, dataset, folder)
     result = train(trainer, stop)
     threads = torch.get_num_threads()

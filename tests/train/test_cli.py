@@ -43,6 +43,7 @@ SURFACE = {
     "trainer.nonfinite_limit",
     "trainer.baseline",
     "trainer.device",
+    "trainer.threads",
     "evaluation.images",
     "evaluation.samples",
     "evaluation.validation_images",

@@ -61,6 +61,7 @@ WRONG = [
     ("trainer", {"keep_checkpoints": 0}, "trainer.keep_checkpoints"),
     ("trainer", {"nonfinite_limit": 0}, "trainer.nonfinite_limit"),
     ("trainer", {"patience": -1}, "trainer.patience"),
+    ("trainer", {"threads": -1}, "trainer.threads"),
     ("evaluation", {"images": -1}, "evaluation.images"),
     ("evaluation", {"samples": 0}, "evaluation.samples"),
     ("evaluation", {"validation_images": -1}, "evaluation.validation_images"),
