@@ -107,7 +107,7 @@ def test_export_keeps_one_node():
 
 
 def test_bad_arguments_are_refused_while_tracing():
-    call = torch.compile(sk.svgd_direction, fullgraph=True, backend="eager")
+    call = torch.compile(sk.svgd_direction, fullgraph=True, backend="eager", dynamic=False)
     p = gaussian_problem(2, 9, 4)
     with pytest.raises(Exception, match="grad must have the shape of x"):
         call(p.x, p.grad[:, :3])
