@@ -1,7 +1,8 @@
 """Tidy records of measurements: one a line, in ``bench/results/<machine>.jsonl``.
 
 ``setting`` is a flat object; ``value`` is in seconds, bytes, or a plain ratio, as ``metric`` says;
-``seconds`` is the time that the measurement took, where it is known.
+``seconds`` is the time that the measurement took, where it is known. A value that is not finite is
+null in the file and NaN in memory.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ def read(path: Path) -> list[Record]:
         record = json.loads(line)
         if set(record) != set(KEYS):
             raise ValueError(f"{path.name}:{number}: keys must be {KEYS}, got {tuple(record)}")
+        record["value"] = math.nan if record["value"] is None else record["value"]
         records.append(record)
     return records
 
@@ -54,7 +56,19 @@ def replace(path: Path, records: Iterable[Record]) -> None:
     kept = [record for record in kept if record["experiment"] not in measured]
     ordered = sorted(kept + records, key=_order)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in ordered))
+    path.write_text("".join(_line(record) + "\n" for record in ordered))
+
+
+def _line(record: Record) -> str:
+    """One record as JSON, which has no NaN: a value that is not finite becomes null."""
+    value = record["value"] if math.isfinite(record["value"]) else None
+    return json.dumps(record | {"value": value}, allow_nan=False)
+
+
+def worst(values: Iterable[float]) -> float:
+    """The largest value; NaN where one is NaN, which max() would pass over."""
+    values = list(values)
+    return math.nan if any(map(math.isnan, values)) else max(values)
 
 
 def _order(record: Record) -> tuple[str, str, str, str]:

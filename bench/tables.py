@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
 from bench import baselines, targets
-from bench.records import Record
+from bench.records import Record, worst
 from bench.shapes import SHAPES, Shape
 from bench.targets import Values, values_of
 
@@ -159,7 +160,7 @@ def worst_errors(values: Values) -> str:
                 for k, v in values.items()
                 if k[:2] == ("svgd_direction", method) and k[4] == metric
             ]
-            row.append(_scientific(max(found)) if found else "-")
+            row.append(_scientific(worst(found)) if found else "-")
         rows.append(row)
     return _markdown(["coordinates", *(heading for _, heading in ERRORS)], rows)
 
@@ -230,6 +231,8 @@ def _cell(
 
 
 def _scientific(value: float) -> str:
+    if not math.isfinite(value):
+        return "NaN"
     mantissa, exponent = f"{value:.0e}".split("e")
     return f"{mantissa}e{int(exponent)}"
 

@@ -119,7 +119,8 @@ def _largest(
     """The entry nearest to, or furthest beyond, its own bound; entries are (value, bound)."""
     if not sizes:
         return None
-    where = max(sizes, key=lambda key: sizes[key][0] / sizes[key][1])
+    shares = {key: value / bound for key, (value, bound) in sizes.items()}
+    where = max(shares, key=lambda key: math.inf if math.isnan(shares[key]) else shares[key])
     value, bound = sizes[where]
     shown = f"<= {bound / scale:.6g}{unit}"
     return Check(f"{name}, worst case", value / scale, shown, value <= bound, where)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from math import log, pi
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from steinvae.data import step_generator
@@ -51,14 +52,18 @@ def log_mean_exp(values: Tensor, dim: int) -> Tensor:
     return values.logsumexp(dim) - log(values.shape[dim])
 
 
-def gaussian_log_density(noise: Tensor, scale_tril: Tensor) -> Tensor:
+def gaussian_log_density(
+    noise: Float[Tensor, "B n d"], scale_tril: Float[Tensor, "B d d"]
+) -> Float[Tensor, "B n"]:
     """log N(m + L e; m, L L^T) for noise e (B, n, d) and L (B, d, d): (B, n)."""
     log_det = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     dimension = noise.shape[-1]
     return -0.5 * (noise.square().sum(-1) + dimension * log(2 * pi)) - log_det[:, None]
 
 
-def fit_gaussian(codes: Tensor, inflation: float) -> tuple[Tensor, Tensor]:
+def fit_gaussian(
+    codes: Float[Tensor, "B n d"], inflation: float
+) -> tuple[Float[Tensor, "B d"], Float[Tensor, "B d d"]]:
     """Mean (B, d) and Cholesky factor (B, d, d), times `inflation`, of codes (B, n, d); float64.
 
     A millionth of the mean variance is added to the diagonal, so that a collapsed encoder still has
@@ -77,13 +82,13 @@ def fit_gaussian(codes: Tensor, inflation: float) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def iw_g(
     networks: Networks,
-    pixels: Tensor,
+    pixels: Float[Tensor, "B X"],
     *,
     samples: int,
     seed: int,
     fit_samples: int = 8,
     inflation: float = 1.2,
-) -> Tensor:
+) -> Float[Tensor, "2 B"]:
     """Importance-weighted log p(x), Gaussian proposal: per image and decoder set.
 
     log p(x) >= E log (1/n) sum_s pbar(x | z_s) N(z_s; 0, I) / N(z_s; m, inflation^2 C), with m and
@@ -128,7 +133,9 @@ def _iw_g_chunk(
     return torch.stack([mixture, log_mean_exp(log_weights, -1).mean(0)])
 
 
-def _log_likelihood(networks: Networks, codes: Tensor, pixels: Tensor) -> Tensor:
+def _log_likelihood(
+    networks: Networks, codes: Float[Tensor, "B n d"], pixels: Float[Tensor, "B X"]
+) -> Float[Tensor, "M B n"]:
     """(M, B, n), in chunks of samples so that about _LOGITS_AT_ONCE logits exist at a time."""
     leaves = networks.theta.leaves()
     chunk = max(1, _LOGITS_AT_ONCE // (networks.theta.particles * pixels.numel()))

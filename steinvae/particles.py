@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -62,6 +63,6 @@ class ParticleEnsemble:
             start = stop
         return leaves
 
-    def flatten(self, gradients: Sequence[Tensor]) -> Tensor:
+    def flatten(self, gradients: Sequence[Tensor]) -> Float[Tensor, "M P"]:
         """Gradients of the leaves, in their order, as one (M, P) tensor."""
         return torch.cat([gradient.reshape(self.particles, -1) for gradient in gradients], dim=1)

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from steinvae.models.mlp import TanhMlp
@@ -27,7 +28,9 @@ class StochasticEncoder(nn.Module, ABC):
     codes: int
 
     @abstractmethod
-    def forward(self, pixels: Tensor, noise: Tensor) -> Tensor:
+    def forward(
+        self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S d"]
+    ) -> Float[Tensor, "B S d"]:
         """pixels (B, X), noise (B or 1, S, d) -> codes (B, S, d)."""
 
 
@@ -44,16 +47,20 @@ class GaussianEncoder(StochasticEncoder):
         with torch.no_grad():
             self.head.last.bias[codes:] = LOG_SIGMA_START
 
-    def features(self, pixels: Tensor) -> Tensor:
+    def features(self, pixels: Float[Tensor, "B X"]) -> Float[Tensor, "B H"]:
         """Hidden features of the images, (B, X) -> (B, H)."""
         return self.trunk(pixels).tanh()
 
-    def moments(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(
+        self, features: Float[Tensor, "B H"]
+    ) -> tuple[Float[Tensor, "B d"], Float[Tensor, "B d"]]:
         """mu and log sigma, each (B, d)."""
         mean, log_sigma = self.head(features).chunk(2, dim=-1)
         return mean, log_sigma
 
-    def forward(self, pixels: Tensor, noise: Tensor) -> Tensor:
+    def forward(
+        self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S d"]
+    ) -> Float[Tensor, "B S d"]:
         mean, log_sigma = self.moments(self.features(pixels))
         return mean[:, None] + log_sigma.exp()[:, None] * noise
 
@@ -67,11 +74,13 @@ class NoiseResidual(nn.Module):
         self.from_noise = TanhMlp((codes, hidden), generator)
         self.rest = TanhMlp((hidden, hidden, codes), generator, last_scale=0.1)
 
-    def forward(self, features: Tensor, noise: Tensor) -> Tensor:
+    def forward(
+        self, features: Float[Tensor, "B H"], noise: Float[Tensor, "#B S d"]
+    ) -> Float[Tensor, "B S d"]:
         """features (B, H), noise (B or 1, S, d) -> (B, S, d)."""
         return self.rest((self.from_image(features)[:, None] + self.from_noise(noise)).tanh())
 
-    def lipschitz_bound(self) -> Tensor:
+    def lipschitz_bound(self) -> Float[Tensor, ""]:
         """Upper bound of the Lipschitz constant in xi, scalar: the product of the layers' norms."""
         weights = [*self.from_noise.weights(), *self.rest.weights()]
         norms = [spectral_norm_bound(weight.detach()) for weight in weights]
@@ -87,7 +96,9 @@ class ResidualEncoder(GaussianEncoder):
         super().__init__(pixels, hidden, codes, generator)
         self.residual = NoiseResidual(hidden[-1], hidden[-1], codes, generator)
 
-    def forward(self, pixels: Tensor, noise: Tensor) -> Tensor:
+    def forward(
+        self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S d"]
+    ) -> Float[Tensor, "B S d"]:
         features = self.features(pixels)
         mean, log_sigma = self.moments(features)
         gaussian = mean[:, None] + log_sigma.exp()[:, None] * noise
@@ -101,11 +112,13 @@ class FlowEncoder(ResidualEncoder):
     density and det df/dxi keeps one sign. rho is a constant for autograd.
     """
 
-    def contraction(self) -> Tensor:
+    def contraction(self) -> Float[Tensor, ""]:
         """rho, scalar."""
         return (GAIN / self.residual.lipschitz_bound()).clamp(max=1.0)
 
-    def forward(self, pixels: Tensor, noise: Tensor) -> Tensor:
+    def forward(
+        self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S d"]
+    ) -> Float[Tensor, "B S d"]:
         features = self.features(pixels)
         mean, log_sigma = self.moments(features)
         bent = noise + self.contraction() * self.residual(features, noise)
@@ -124,7 +137,9 @@ class ConcatEncoder(StochasticEncoder):
         self.from_noise = TanhMlp((codes, hidden[0]), generator)
         self.rest = TanhMlp((*hidden, codes), generator)
 
-    def forward(self, pixels: Tensor, noise: Tensor) -> Tensor:
+    def forward(
+        self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S d"]
+    ) -> Float[Tensor, "B S d"]:
         return self.rest((self.from_image(pixels)[:, None] + self.from_noise(noise)).tanh())
 
 
@@ -145,7 +160,7 @@ def make_encoder(
     return ENCODERS[kind](pixels, hidden, codes, generator)  # type: ignore[call-arg]
 
 
-def spectral_norm_bound(weight: Tensor, squarings: int = 5) -> Tensor:
+def spectral_norm_bound(weight: Float[Tensor, "m n"], squarings: int = 5) -> Float[Tensor, ""]:
     """Upper bound of the largest singular value of a matrix (m, n), at most n^(1/128) too large.
 
     With A = W^T W and k squarings, lambda_max(A) <= |A^(2^k)|_F^(1/2^k): matrix products only, so

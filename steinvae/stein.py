@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from stein_kernels import svgd_direction
@@ -29,7 +30,9 @@ class Scores(NamedTuple):
     """(M, B, n) nats, of the pairs that were evaluated."""
 
 
-def deal_codes(codes: Tensor, decoders: int, permutation: Tensor | None) -> Tensor:
+def deal_codes(
+    codes: Float[Tensor, "B S d"], decoders: int, permutation: Tensor | None
+) -> Float[Tensor, "M B n d"]:
     """Split every image's codes into one block per decoder (`strat` pairing).
 
     Decoder m gets block m of the permuted codes, so S pairs an image are evaluated instead of M S.
@@ -48,8 +51,8 @@ def deal_codes(codes: Tensor, decoders: int, permutation: Tensor | None) -> Tens
 def posterior_scores(
     model: GenerativeModel,
     theta: ParticleEnsemble,
-    codes: Tensor,
-    pixels: Tensor,
+    codes: Float[Tensor, "B S d"],
+    pixels: Float[Tensor, "B X"],
     *,
     data_size: int,
     pairing: str = "full",
@@ -80,8 +83,12 @@ def posterior_scores(
 
 
 def code_direction(
-    codes: Tensor, score: Tensor, *, bandwidth: str | float, leave_one_out: bool
-) -> Tensor:
+    codes: Float[Tensor, "B S d"],
+    score: Float[Tensor, "B S d"],
+    *,
+    bandwidth: str | float,
+    leave_one_out: bool,
+) -> Float[Tensor, "B S d"]:
     """Direction of every code among the codes of its own image, eq. 5: (B, S, d) -> (B, S, d).
 
     Codes are drawn afresh at every step. Averaging over all of them, j' = j included, then has the
@@ -92,8 +99,12 @@ def code_direction(
 
 
 def theta_direction(
-    theta: Tensor, score: Tensor, *, bandwidth: str | float, data_size: int
-) -> Tensor:
+    theta: Float[Tensor, "M P"],
+    score: Float[Tensor, "M P"],
+    *,
+    bandwidth: str | float,
+    data_size: int,
+) -> Float[Tensor, "M P"]:
     """Direction of every decoder among all decoders, eq. 3, divided by N: (M, P) -> (M, P).
 
     Decoders persist from step to step, so each needs its own score: j' = j stays in. Dividing by N

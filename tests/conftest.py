@@ -5,11 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
+
+# Shapes and types in steinvae's annotations are checked at every call, from before it is imported.
+# The hook wants the checker by a dotted name; an int passes for a float, as PEP 484 has it.
+SHAPED = ("density", "models", "particles", "recognition", "stein")
+checker = types.ModuleType("shape_checker")
+checker.checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # type: ignore[attr-defined]
+sys.modules[checker.__name__] = checker
+install_import_hook([f"steinvae.{name}" for name in SHAPED], "shape_checker.checked")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from steinvae.particles import Parameter
 
 
+@runtime_checkable
 class GenerativeModel(Protocol):
     """What training and evaluation ask of a model; its parameters live in a `ParticleEnsemble`.
 

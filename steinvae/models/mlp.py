@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from steinvae.particles import Parameter
@@ -36,7 +37,9 @@ class BernoulliMlp:
             )
         ]
 
-    def logits(self, theta: dict[str, Tensor], codes: Tensor) -> Tensor:
+    def logits(
+        self, theta: dict[str, Tensor], codes: Float[Tensor, "#M n d"]
+    ) -> Float[Tensor, "M n X"]:
         """l(z, theta): codes (M, n, d) or (1, n, d) for all decoders -> (M, n, X)."""
         last = len(self.widths) - 2
         particles = theta["weight0"].shape[0]
@@ -47,7 +50,12 @@ class BernoulliMlp:
             activation = activation if layer == last else activation.tanh()
         return activation
 
-    def log_likelihood(self, theta: dict[str, Tensor], codes: Tensor, pixels: Tensor) -> Tensor:
+    def log_likelihood(
+        self,
+        theta: dict[str, Tensor],
+        codes: Float[Tensor, "#M B n d"],
+        pixels: Float[Tensor, "B X"],
+    ) -> Float[Tensor, "M B n"]:
         """log p(x_b | z_bs, theta_m) in nats, summed over pixels.
 
         Shapes: codes (M or 1, B, n, d), pixels (B, X) in [0, 1] -> (M, B, n) float32.
@@ -57,7 +65,9 @@ class BernoulliMlp:
         target = pixels[:, None, :].expand_as(logits)
         return -F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
 
-    def mean_images(self, theta: dict[str, Tensor], codes: Tensor) -> Tensor:
+    def mean_images(
+        self, theta: dict[str, Tensor], codes: Float[Tensor, "n d"]
+    ) -> Float[Tensor, "n X"]:
         """E[x | z_i, theta_m], the decoders taking turns: codes (n, d) -> (n, X) in [0, 1]."""
         means = self.logits(theta, codes[None]).sigmoid()
         order = torch.arange(len(codes), device=codes.device)

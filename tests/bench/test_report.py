@@ -42,6 +42,17 @@ def change(measured, experiment: str, method: str, metric: str, factor: float, s
     return [check.name for check in targets.check(measured) if check.failed]
 
 
+def test_a_value_that_is_not_finite_is_null_in_the_file_and_nan_in_the_table(measured, tmp_path):
+    change(measured, "svgd_direction", "ours", "relative_error", float("nan"), "2000x50")
+    path = tmp_path / "machine.jsonl"
+    records.replace(path, measured)
+    assert "NaN" not in path.read_text()
+    again = records.read(path)
+    assert "NaN" in tables.worst_errors(targets.values_of(again))
+    missed = [check.name for check in targets.check(again) if check.failed]
+    assert missed == ["direction: relative error, worst case"]
+
+
 def test_a_run_within_its_bounds_passes(measured):
     checks = targets.check(measured)
     assert len(checks) == 15
