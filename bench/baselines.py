@@ -46,7 +46,7 @@ def cdist_gram(x: Tensor, h: Tensor) -> Tensor:
 
 def keops_direction(x: Tensor, grad: Tensor, h: Tensor) -> Tensor:
     """Symbolic pairs, reduced over the sources."""
-    from pykeops.torch import LazyTensor
+    from pykeops.torch import LazyTensor  # pyright: ignore[reportMissingImports]
 
     source, score = LazyTensor(x[..., :, None, :]), LazyTensor(grad[..., :, None, :])
     target = LazyTensor(x[..., None, :, :])

@@ -71,10 +71,9 @@ template <class T>
 double middle_of_buffer(T* values, Index n, Index low_rank, Index high_rank) {
   const auto& ops = tile_ops<T>();
   std::fill(values + n, values + padded(n), std::numeric_limits<T>::infinity());
-  const T low = ops.select(n, values, low_rank);
-  const bool same =
-      high_rank == low_rank || ops.count_below(n, values, bits_of(low) + 1) > high_rank;
-  return midpoint(low, same ? low : ops.select(n, values, high_rank));
+  T next;
+  const T low = ops.select(n, values, low_rank, &next);
+  return midpoint(low, high_rank == low_rank ? low : next);
 }
 
 template <class T>
@@ -227,8 +226,9 @@ double median_of_many(const T* x, Index m, Index d) {
     if (!search.pass.complete()) return static_cast<double>(value_of<T>(search.low));
     auto& inside = search.pass.inside;
     inside.resize(padded(search.pass.count), std::numeric_limits<T>::infinity());
-    const T found =
-        tile_ops<T>().select(search.pass.count, inside.data(), rank - search.pass.below);
+    T next;
+    const Index place = rank - search.pass.below;
+    const T found = tile_ops<T>().select(search.pass.count, inside.data(), place, &next);
     inside.resize(search.pass.count);
     return static_cast<double>(found);
   };

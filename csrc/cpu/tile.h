@@ -90,8 +90,9 @@ struct TileOps {
   // how many of n values have bits below `limit`
   Index (*count_below)(Index n, const T* values, Bits limit);
   // the value of rank `rank` (0 is the least) among n values that are not negative; padding is read
-  // up to a multiple of kMaxWidth and must be inf
-  T (*select)(Index n, const T* values, Index rank);
+  // up to a multiple of kMaxWidth and must be inf. *next becomes the value of the rank after it,
+  // where there is one.
+  T (*select)(Index n, const T* values, Index rank, T* next);
   // counts the values with bits below `low` into *below and appends those in [low, high) to `out`,
   // which has room for n + kMaxWidth; returns how many were appended. n is a multiple of kMaxWidth.
   Index (*collect)(Index n, const T* values, Bits low, Bits high, Index* below, T* out);

@@ -1,5 +1,6 @@
 // Tile primitives for the instruction set that torch calls AVX2.
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #if defined(__x86_64__) || defined(_M_X64)

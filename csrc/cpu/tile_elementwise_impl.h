@@ -152,11 +152,16 @@ STEIN_INLINE typename Simd<T>::I load_bits(const T* p) {
   return bits;
 }
 
+// The sum of all lanes, by halves; below 2^31, as every count here is.
 template <class T>
 STEIN_INLINE Index lane_sum(typename Simd<T>::I v) {
-  Index total = 0;
-  for (int lane = 0; lane < Simd<T>::W; ++lane) total += v[lane];
-  return total;
+  typename Simd<T>::Integer lanes[Simd<T>::W];
+  __builtin_memcpy(lanes, &v, sizeof(v));
+#pragma GCC unroll 8
+  for (int half = Simd<T>::W / 2; half > 0; half /= 2)
+#pragma GCC unroll 16
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  return lanes[0];
 }
 
 constexpr Index kCountRun = Index{1} << 20;  // keeps 32-bit lane counters far from overflow
@@ -180,33 +185,55 @@ Index count_below(Index n, const T* values, typename TileOps<T>::Bits limit) {
   return total;
 }
 
-// Bisection on bits: the bits of a value that is not negative order as the value.
+// The least of n bits that is not below `from`.
 template <class T>
-T select(Index n, const T* values, Index rank) {
+typename Simd<T>::Integer least_from(Index n, const T* values, typename Simd<T>::Integer from) {
+  using S = Simd<T>;
+  constexpr auto kNone = std::numeric_limits<typename S::Integer>::max();
+  typename S::I least = typename S::I{} + kNone;
+  for (Index i = 0; i < n; i += S::W) {
+    const typename S::I bits = load_bits(values + i);
+    const typename S::I inside = bits < from ? typename S::I{} + kNone : bits;
+    least = inside < least ? inside : least;
+  }
+  auto result = kNone;
+  for (int lane = 0; lane < S::W; ++lane) result = least[lane] < result ? least[lane] : result;
+  return result;
+}
+
+// Selection on bits: those of a value that is not negative order as the value. The bracket [low,
+// high) shrinks by interpolating the rank and by halving in turn, until one value is in it: 5
+// counts for 190 values, where halving alone needs 25.
+template <class T>
+T select(Index n, const T* values, Index rank, T* next) {
   using S = Simd<T>;
   using Integer = typename S::Integer;
+  using Bits = typename TileOps<T>::Bits;
   const Index whole = (n + kMaxWidth - 1) / kMaxWidth * kMaxWidth;
-  typename S::I least = load_bits(values), most = {};
-  for (Index i = 0; i < whole; i += S::W) {
-    const typename S::I bits = load_bits(values + i);
-    least = bits < least ? bits : least;
-    most = bits > most ? bits : most;
-  }
-  Integer low = least[0], high = most[0];
-  for (int lane = 1; lane < S::W; ++lane) {
-    low = least[lane] < low ? least[lane] : low;
-    high = most[lane] > high ? most[lane] : high;
-  }
+  Integer low = least_from(whole, values, Integer{0}), high;
+  const T infinity = std::numeric_limits<T>::infinity();
+  __builtin_memcpy(&high, &infinity, sizeof(high));
   ++high;
-  while (high - low > 1) {
-    const Integer middle = low + (high - low) / 2;
-    if (count_below(whole, values, static_cast<typename TileOps<T>::Bits>(middle)) <= rank)
+  Index below_low = 0, below_high = whole;
+  for (bool halve = true; high - low > 1 && below_high - below_low > 1; halve = !halve) {
+    const double share = halve ? 0.5 : (rank - below_low + 0.5) / (below_high - below_low);
+    const Integer step = static_cast<Integer>(share * static_cast<double>(high - low));
+    const Integer last = high - low - 1;
+    const Integer middle = low + (step < 1 ? 1 : step > last ? last : step);
+    const Index below = count_below(whole, values, static_cast<Bits>(middle));
+    if (below <= rank) {
       low = middle;
-    else
+      below_low = below;
+    } else {
       high = middle;
+      below_high = below;
+    }
   }
+  const Integer found = least_from(whole, values, low);
+  const Integer after = rank + 1 < below_high ? found : least_from(whole, values, high);
   T result;
-  __builtin_memcpy(&result, &low, sizeof(result));
+  __builtin_memcpy(&result, &found, sizeof(result));
+  __builtin_memcpy(next, &after, sizeof(result));
   return result;
 }
 

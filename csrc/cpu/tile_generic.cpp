@@ -1,5 +1,6 @@
 // Tile primitives for the instruction set that torch calls DEFAULT.
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #define STEIN_ISA generic
