@@ -24,6 +24,8 @@ namespace stein {
 
 namespace {
 
+constexpr Index kPrefetched = 4096;  // elements of a set: three of them stay in L1 or L2
+
 // Arrays of one particle set, centred on the sources.
 template <class T>
 struct Cloud {
@@ -184,6 +186,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> svgd_dire
                               weights_in ? dw.mutable_data_ptr<scalar_t>() + b * a.m : nullptr,
                               query_in ? dy.mutable_data_ptr<scalar_t>() + b * a.n * a.d : nullptr};
       const scalar_t* cotangent = v.const_data_ptr<scalar_t>() + b * a.n * a.d;
+      if (b + 1 < a.batch && a.m * a.d <= kPrefetched) {
+        prefetch(s.x + a.m * a.d, a.m * a.d);
+        prefetch(s.g + a.m * a.d, a.m * a.d);
+        prefetch(cotangent + a.n * a.d, a.n * a.d);
+      }
       if (keeps_gram(s))
         Stored<scalar_t>(s, cotangent, bandwidth, out).run();
       else

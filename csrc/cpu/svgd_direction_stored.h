@@ -176,11 +176,14 @@ class Stored {
         ops.subtract(roles.rows, n, padded_n, row_x + f0, s.d, centre + f0, rows, width);
         if (!s.self())
           ops.subtract(roles.lanes, n, padded_n, lane_x + f0, s.d, centre + f0, lanes, width);
-        ops.subtract(s.n, n, padded_n, v + f0, s.d, zero, values, width);
+        // Whole vectors of v are read where they lie; the last ones of a row need padding.
+        const T* of_v = n == padded_n ? v + f0 : values.get();
+        const Index ldv = n == padded_n ? s.d : width;
+        if (n != padded_n) ops.subtract(s.n, n, padded_n, v + f0, s.d, zero, values, width);
         ops.product(roles.rows, roles.lanes, padded_n, coefficient, roles.ld, rows, width, first,
                     width);
         if (roles.source)
-          ops.product(roles.rows, roles.lanes, padded_n, kernel, roles.ld, values, width, second,
+          ops.product(roles.rows, roles.lanes, padded_n, kernel, roles.ld, of_v, ldv, second,
                       width);
         double total = 0;
         const T* lane_rows = s.self() ? rows : lanes;
@@ -188,7 +191,7 @@ class Stored {
             n == s.d && n == width;  // rows follow each other: one dot product for all
         for (Index l = 0; l < roles.lanes; ++l) {
           const T* x = lane_rows + l * width;
-          const T* lane_v = roles.target ? values + l * width : zero.get();
+          const T* lane_v = roles.target ? of_v + l * ldv : zero.get();
           T* dx = lane_out + l * s.d + f0;
           ops.combine(n, static_cast<T>(c * k.first[l]), first + l * width,
                       static_cast<T>(c * k.x[l]), x, static_cast<T>(c * k.v[l]), lane_v,
@@ -198,7 +201,7 @@ class Stored {
           if (!roles.source) continue;
           T* dg = out.dg + l * s.d + f0;
           ops.combine(n, static_cast<T>(k.second[l]), second + l * width, static_cast<T>(k.own[l]),
-                      lane_v, T{0}, zero, T{0}, zero, dg);
+                      lane_v, T{0}, nullptr, T{0}, nullptr, dg);
           if (!contiguous) total += ops.centred_dot(n, dg, nullptr, s.g + l * s.d + f0);
         }
         const Index all = roles.lanes * s.d;

@@ -82,7 +82,7 @@ struct TileOps {
   // sum over l of (a[l] - centre[l]) * b[l], centre null: 0; runs of 256 in T, their total in
   // double
   double (*centred_dot)(Index n, const T* a, const T* centre, const T* b);
-  // out = a x + b y + p u + q v, n values
+  // out = a x + b y + p u + q v, n values; without the last two where u or v is null
   void (*combine)(Index n, T a, const T* x, T b, const T* y, T p, const T* u, T q, const T* v,
                   T* out);
   // whether none of n values is NaN or infinite

@@ -130,7 +130,11 @@ double centred_dot(Index n, const T* a, const T* centre, const T* b) {
 
 template <class T>
 void combine(Index n, T a, const T* x, T b, const T* y, T p, const T* u, T q, const T* v, T* out) {
-  for (Index l = 0; l < n; ++l) out[l] = a * x[l] + b * y[l] + p * u[l] + q * v[l];
+  if (u && v) {
+    for (Index l = 0; l < n; ++l) out[l] = a * x[l] + b * y[l] + p * u[l] + q * v[l];
+  } else {
+    for (Index l = 0; l < n; ++l) out[l] = a * x[l] + b * y[l];
+  }
 }
 
 template <class T>
