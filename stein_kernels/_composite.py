@@ -68,6 +68,20 @@ def _optional(value: Tensor | None, result: Tensor, like: Tensor) -> Tensor:
     return like.new_empty(0) if value is None else result.to(value.dtype)
 
 
+def _gradients(
+    x: Tensor,
+    weights: Tensor | None,
+    query: Tensor | None,
+    dx: Tensor,
+    dg: Tensor,
+    dw: Tensor,
+    dy: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, grad, weights, query; where the targets are the sources dx includes dy."""
+    dx = dx + dy if query is None else dx
+    return dx.to(x.dtype), dg.to(x.dtype), _optional(weights, dw, x), _optional(query, dy, x)
+
+
 def median_distance(x: Tensor) -> Tensor:
     wide = x.double()
     centre = wide.mean(1, keepdim=True) if x.shape[1] else 0.0
@@ -146,15 +160,8 @@ def svgd_direction_backward(
         mass = (w * tile.kernel).sum(1)[..., None]
         dy[:, tile.targets] = c * (b.mT @ p.x - b.sum(1)[..., None] * tile.y + mass * vt)
         dh += (b * tile.squared - 2 * w * tile.kernel * e).sum((1, 2), keepdim=True)
-    if query is None:
-        dx = dx + dy
-    return (
-        dx.to(x.dtype),
-        dg.to(x.dtype),
-        _optional(weights, dw, x),
-        _optional(query, dy, x),
-        (dh / p.h.square())[:, 0, 0].to(bandwidth.dtype),
-    )
+    dh = (dh / p.h.square())[:, 0, 0].to(bandwidth.dtype)
+    return *_gradients(x, weights, query, dx, dg, dw, dy), dh
 
 
 def stein_divergence(
@@ -205,12 +212,5 @@ def stein_divergence_backward(
         dy[:, tile.targets] = column * tile.y - radial.mT @ p.x - c * (q.mT @ g)
         slope = tile.squared / p.h * trace - c * d + 2 * c.square() * tile.squared + c * e
         dh += (q * slope).sum((1, 2), keepdim=True)
-    if query is None:
-        dx = dx + dy
-    return (
-        dx.to(x.dtype),
-        dg.to(x.dtype),
-        _optional(weights, dw, x),
-        _optional(query, dy, x),
-        (dh / p.h)[:, 0, 0].to(bandwidth.dtype),
-    )
+    dh = (dh / p.h)[:, 0, 0].to(bandwidth.dtype)
+    return *_gradients(x, weights, query, dx, dg, dw, dy), dh
