@@ -61,6 +61,7 @@ struct Tile {
   static constexpr int kRows = kSide * R;
   static constexpr int kVector = 16 / static_cast<int>(sizeof(T));  // elements of a copy
   static constexpr int kChunk = 4 * kVector;                        // features of a stage
+  static constexpr int kUnroll = F == 1 ? 1 : 2;  // two blocks a multiprocessor: no register spare
   // An odd number of 16-byte units: eight neighbouring lines start in eight different banks.
   static constexpr int kLine = kColumns + kVector;
   static constexpr int kCoefficients = kRows * kLine;
@@ -181,7 +182,7 @@ class Pairs {
       }
       __pipeline_commit();
       const int lines = min(Tile::kChunk, features_ - chunk * Tile::kChunk);
-#pragma unroll 2
+#pragma unroll(Tile::kUnroll)
       for (int f = 0; f < lines; ++f) multiply(stage, f, r2, dot0, dot1);
     }
     if (chunks_ == 1) {  // otherwise the second chunk has waited for the feature tiles

@@ -24,8 +24,8 @@ def cloud(dtype: torch.dtype, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=dtype)
 
 
-def run_direction(kernels, y, x, u, w, h, *, same=False, direct=False, splits=1, features=None):
-    (b, n, d), m = y.shape, x.shape[1]
+def run_direction(kernels, y, x, u, w, h, *, same=False, direct=False, splits=1):
+    (b, n, _), m = y.shape, x.shape[1]
     ys, xs = pack(y), pack(x)
     out = poisoned(ys, splits, *ys.shape)
     mass = poisoned(ys, splits, b, ys.shape[2])
@@ -150,8 +150,8 @@ def run_backward(kernels, rows, columns, h, same, as_source, as_target, splits):
     c = {key: pack(value) for key, value in columns.items()}
     unread_row = (() if as_source else ("u", "w")) + (() if as_target else ("v", "shift"))
     unread_column = (() if as_target else ("u", "w")) + (() if as_source else ("v", "shift"))
-    r |= {key: r["x"] for key in unread_row}
-    c |= {key: c["x"] for key in unread_column}
+    r |= dict.fromkeys(unread_row, r["x"])
+    c |= dict.fromkeys(unread_column, c["x"])
     out = poisoned(r["x"], splits, 2, *r["x"].shape)
     scalars = poisoned(r["x"], splits, 3, b, r["x"].shape[2])
     keys = ("x", "u", "v", "shift", "w")
