@@ -1,0 +1,73 @@
+"""The exact median's CUDA C++ kernels on the emulated device, and the plans of its flow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from stein_kernels.gpu import median
+from stein_kernels.testing import assert_relative_error, gaussian_problem
+from tests.native import cuda_shim
+from tests.native.median_checks import MedianChecks, exact, midpoint, symmetric
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Any:
+    return cuda_shim.library()
+
+
+class TestEmulated(MedianChecks):
+    pass
+
+
+@pytest.mark.parametrize("shape", [(1, 400, 3), (2, 500, 12)])
+def test_sampled_sets(kernels, shape):
+    """Enough pairs that the flow itself samples; one pass must do, or the plan is a poor one."""
+    x = gaussian_problem(*shape).x
+    chosen = median.plan(shape[0], shape[1], x.dtype)
+    assert chosen.sample
+    assert_relative_error(median.median_distance(kernels, x), exact(x), 2e-6)
+    i, j = torch.triu_indices(shape[1], shape[1], 1)
+    values = (x[:, i] - x[:, j]).square().sum(-1)
+    matrix, once = symmetric(shape[1], values), chosen._replace(rounds=1)
+    assert torch.equal(median.search(kernels, matrix, shape[1], True, once), midpoint(values))
+
+
+def test_sampled_pairs_are_pairs_of_two(kernels):
+    """Each squared distance names its pair: none of a particle with itself, all about as often."""
+    m, size = 7, 2**14
+    names = torch.arange(49.0).reshape(1, m, m)
+    sample = torch.empty(1, size)
+    kernels.median_sample(names, sample, m, True)
+    counts = torch.bincount(sample[0].long(), minlength=49).reshape(m, m)
+    assert not counts.tril().any()
+    mean = size / 21
+    drawn = counts[counts > 0]
+    assert drawn.numel() == 21
+    assert ((drawn - mean).abs() < 5 * mean**0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("batch", "count", "megabytes"),
+    [(1, 10**6, 40), (64, 5000, 150), (1, 10**5, 150), (8, 20000, 200)],
+)
+def test_workspace_is_bounded(batch, count, megabytes):
+    chosen = median.plan(batch, count, torch.float32)
+    places = batch * chosen.rows * median.BINS
+    assert 4 * places * chosen.depth + 8 * places + 4 * batch * chosen.sample < megabytes * 2**20
+
+
+@pytest.mark.parametrize(
+    ("count", "dtype", "rounds"),
+    [
+        (100, torch.float32, 3),
+        (100, torch.float64, 6),
+        (1000, torch.float32, 4),
+        (1000, torch.float64, 7),
+    ],
+)
+def test_rounds(count, dtype, rounds):
+    """31 or 63 bits by 11, and one for a sample that misled."""
+    assert median.plan(1, count, dtype).rounds == rounds
