@@ -11,8 +11,8 @@ from steinvae.recognition import (
     GaussianEncoder,
     ResidualEncoder,
     make_encoder,
-    spectral_norm_bound,
 )
+from steinvae.spectral import spectral_norm_bound
 
 CODES, PIXELS = 3, 6
 
@@ -118,4 +118,4 @@ def test_gaussian_encoder_has_the_moments_it_states():
 
 def test_unknown_kind_is_refused():
     with pytest.raises(ValueError, match=r"model\.encoder must be one of"):
-        make_encoder("planar", PIXELS, (16,), CODES, torch.Generator())
+        make_encoder("planer", PIXELS, (16,), CODES, torch.Generator())
