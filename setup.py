@@ -2,7 +2,8 @@
 
 STEIN_KERNELS_BUILD chooses: "auto" (default) builds the CPU kernels where torch and a C++ compiler
 are there, and otherwise installs pure Python, which builds them on first use; "cpu" fails instead;
-"none" never builds. Use it with --no-build-isolation: pip's isolated builds do not see torch.
+"cuda" builds the CUDA kernels too, or fails; "none" never builds. Use --no-build-isolation, since
+pip's isolated builds do not see torch.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from typing import Any
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-CSRC = ROOT / "csrc"
-GENERATED = ROOT / "build" / "generated"
-MODES = ("auto", "cpu", "none")
+CSRC, GENERATED = ROOT / "csrc", ROOT / "build" / "generated"
+MODES = ("auto", "cpu", "cuda", "none")
 MODE = os.environ.get("STEIN_KERNELS_BUILD", "auto")
 
 kernels = SimpleNamespace(**runpy.run_path(str(ROOT / "stein_kernels" / "_build.py")))
@@ -34,19 +34,24 @@ def why_not() -> str | None:
         import torch  # noqa: F401
     except ImportError:
         return "torch is not importable in this build (pip needs --no-build-isolation)"
-    return kernels.why_no_compiler()
+    return kernels.why_no_compiler() or (kernels.why_no_cuda() if MODE == "cuda" else None)
 
 
 def extension() -> dict[str, Any]:
-    """The arguments of setup() that build stein_kernels._C."""
+    """The arguments of setup() that build stein_kernels._C, and _CUDA where that was asked for."""
     import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    kinds = ("cpu", "cuda") if MODE == "cuda" else ("cpu",)
+    if MODE == "cuda":
+        kernels.use_cuda_toolkit()
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     class BuildKernels(BuildExtension):
         """In mode "auto" a failed compilation leaves a pure-Python package."""
 
         def run(self) -> None:
-            kernels.write_header(GENERATED, CSRC, str(torch.__version__))
+            for kind in kinds:
+                kernels.write_header(GENERATED / kind, CSRC, str(torch.__version__), kind)
             try:
                 super().run()
             except Exception as error:
@@ -55,16 +60,19 @@ def extension() -> dict[str, Any]:
                 self.extensions = []
                 say(f"the compilation failed ({error})")
 
-    module = CppExtension(
-        "stein_kernels._C",
-        [str(path.relative_to(ROOT)) for path in kernels.sources(CSRC)],
-        include_dirs=[str(CSRC), str(GENERATED)],
-        extra_compile_args=kernels.CXX_FLAGS + kernels.OPENMP,
-        extra_link_args=kernels.OPENMP,
-    )
+    def module(kind: str) -> Any:
+        return {"cpu": CppExtension, "cuda": CUDAExtension}[kind](
+            f"stein_kernels.{kernels.NAMES[kind]}",
+            [str(path.relative_to(ROOT)) for path in kernels.sources(CSRC, kind)],
+            include_dirs=[str(CSRC), str(GENERATED / kind)],
+            extra_compile_args=kernels.compile_flags(),
+            extra_link_args=kernels.OPENMP,
+        )
+
     # ninja, which compiles in parallel, is beside the Python of an environment not activated
     os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
-    return {"ext_modules": [module], "cmdclass": {"build_ext": BuildKernels}}
+    modules = [module(kind) for kind in kinds]
+    return {"ext_modules": modules, "cmdclass": {"build_ext": BuildKernels}}
 
 
 def say(reason: str) -> None:
@@ -75,8 +83,8 @@ if MODE not in MODES:
     raise SystemExit(f"STEIN_KERNELS_BUILD: expected one of {', '.join(MODES)}, got {MODE!r}")
 obstacle = why_not()
 if obstacle is not None:
-    if MODE == "cpu":
-        raise SystemExit(f"STEIN_KERNELS_BUILD=cpu: {obstacle}")
+    if MODE in ("cpu", "cuda"):
+        raise SystemExit(f"STEIN_KERNELS_BUILD={MODE}: {obstacle}")
     say(obstacle)
 
 setup(

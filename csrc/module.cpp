@@ -44,7 +44,6 @@ py::dict build_info() {
   info["openmp"] = false;
 #endif
   info["instruction_sets"] = instruction_sets();
-  info["cuda_archs"] = py::list();
   return info;
 }
 

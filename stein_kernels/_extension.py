@@ -1,10 +1,12 @@
 """Finds the compiled kernels, or builds them from csrc on first use; import never needs them.
 
-Loading ``stein_kernels._C`` adds the CPU kernels to the ops that ``_ops`` defines. In this order:
+Loading ``stein_kernels._C`` adds the CPU kernels to the ops that ``_ops`` defines; loading
+``stein_kernels._CUDA`` defines the launches of csrc/cuda. Each is looked for in this order:
 
 1. the library that was installed, where it was built from these sources for this torch;
 2. a library in the cache, built by an earlier process;
 3. a build into the cache, with one line that says so. ``STEIN_KERNELS_JIT=0`` turns 2 and 3 off.
+   The CUDA kernels take minutes to build: that is done only for those who ask for them by name.
 
 The cache is ``$STEIN_KERNELS_CACHE``, or ``stein_kernels`` in the user's cache directory.
 """
@@ -32,7 +34,6 @@ import torch
 from stein_kernels import _build
 
 _logger = logging.getLogger("stein_kernels")
-_NAME = "stein_kernels._C"
 _BUILD_ID = re.compile(rb"stein_kernels build: torch=([^;]+);source=([^;]+);")
 
 
@@ -50,6 +51,7 @@ class _Unavailable(Exception):
 
 _lock = threading.Lock()
 _found: Extension | None = None
+_found_cuda: dict[bool, Extension] = {}  # by whether a build was allowed
 
 
 def load(*, required: bool = False) -> ModuleType | None:
@@ -75,6 +77,19 @@ def status() -> Extension:
             if _found is None:
                 _found = _search()
     return _found
+
+
+def cuda_status(*, build: bool) -> Extension:
+    """The library of the CUDA kernels; ``build`` compiles it where it is nowhere."""
+    with _lock:
+        if True in _found_cuda:
+            return _found_cuda[True]
+        if build not in _found_cuda:
+            found = _search_cuda(build)
+            _found_cuda[build] = found
+            if found.module is not None:
+                _found_cuda[True] = found
+        return _found_cuda[build]
 
 
 def csrc_directory() -> Path | None:
@@ -106,23 +121,40 @@ def _search() -> Extension:
     return Extension(None, "none", reason)
 
 
+def _search_cuda(build: bool) -> Extension:
+    try:
+        return _installed("cuda")
+    except _Unavailable as closed:
+        not_installed = str(closed)
+    if os.environ.get("STEIN_KERNELS_JIT", "1") == "0":
+        return Extension(None, "none", f"{not_installed}, and STEIN_KERNELS_JIT=0 forbids a build")
+    try:
+        return _cached_or_built(not_installed, "cuda", build)
+    except _Unavailable as closed:
+        return Extension(None, "none", f"{not_installed}; {closed}")
+
+
 # --- the installed library -----------------------------------------------------------------------
 
 
-def _installed() -> Extension:
-    spec = importlib.util.find_spec(_NAME)
+def _module_name(kind: str) -> str:
+    return f"stein_kernels.{_build.NAMES[kind]}"
+
+
+def _installed(kind: str = "cpu") -> Extension:
+    spec = importlib.util.find_spec(_module_name(kind))
     if spec is None or spec.origin is None:
         raise _Unavailable("no extension is installed")
     path = Path(spec.origin)
-    _check_build(path)
+    _check_build(path, kind)
     try:
-        module = importlib.import_module(_NAME)
+        module = importlib.import_module(_module_name(kind))
     except ImportError as error:  # a missing symbol or shared library
         raise _Unavailable(f"the installed extension does not load ({error})") from error
     return Extension(module, "installed", f"installed as {path}")
 
 
-def _check_build(path: Path) -> None:
+def _check_build(path: Path, kind: str = "cpu") -> None:
     """Refuse a library of another torch or of other sources before it is loaded.
 
     The kernels register themselves while the library loads, and an ABI mismatch may show only as a
@@ -137,36 +169,39 @@ def _check_build(path: Path) -> None:
             f"the installed extension was built for torch {built_for}, this is {torch.__version__}"
         )
     csrc = csrc_directory()
-    if csrc is not None and source != _build.source_hash(csrc):
+    if csrc is not None and source != _build.source_hash(csrc, kind):
         raise _Unavailable("the installed extension was built from other sources than csrc")
 
 
 # --- the library in the cache --------------------------------------------------------------------
 
 
-def _cached_or_built(why: str) -> Extension:
+def _cached_or_built(why: str, kind: str = "cpu", build: bool = True) -> Extension:
     csrc = csrc_directory()
     if csrc is None:
         raise _Unavailable("the C++ sources are not installed")
-    directory = cache_directory(csrc)
-    library = directory / "_C.so"
+    directory = cache_directory(csrc, kind)
+    library = directory / f"{_build.NAMES[kind]}.so"
     origin = "cache"
     if not library.exists():
-        _check_tools()
+        if not build:
+            raise _Unavailable("use_backend('cuda') builds the CUDA kernels, in minutes")
+        _check_tools(kind)
         with _exclusive(directory):  # another process may have built it meanwhile
             if not library.exists():
                 _logger.warning(
-                    "stein_kernels: %s; building the C++ kernels once into %s", why, directory
+                    "stein_kernels: %s; building the %s kernels once into %s",
+                    *(why, "C++" if kind == "cpu" else "CUDA", directory),
                 )
                 try:
-                    _build_into(directory, csrc, library)
+                    _build_into(directory, csrc, library, kind)
                 except OSError as error:  # a full disk, a cache that turned read-only
                     raise _Unavailable(str(error)) from error
                 origin = "built now"
-    return Extension(_import_library(library), origin, f"built on first use: {library}")
+    return Extension(_import_library(library, kind), origin, f"built on first use: {library}")
 
 
-def cache_directory(csrc: Path) -> Path:
+def cache_directory(csrc: Path, kind: str = "cpu") -> Path:
     """Where the build of these sources for this torch and this Python lives."""
     root = os.environ.get("STEIN_KERNELS_CACHE")
     if root is None:
@@ -175,7 +210,8 @@ def cache_directory(csrc: Path) -> Path:
             raise _Unavailable("no home directory; set STEIN_KERNELS_CACHE to a writable one")
         root = os.path.join(os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache", "stein_kernels")
     abi = sysconfig.get_config_var("SOABI") or sys.implementation.cache_tag
-    return Path(root, f"torch{torch.__version__}-{abi}-{_build.source_hash(csrc)}").absolute()
+    digest = _build.source_hash(csrc, kind)
+    return Path(root, f"torch{torch.__version__}-{abi}-{digest}").absolute()
 
 
 def _tool_path() -> str:
@@ -183,7 +219,7 @@ def _tool_path() -> str:
     return os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath)])
 
 
-def _check_tools() -> None:
+def _check_tools(kind: str) -> None:
     if os.name != "posix" or not sys.executable:
         raise _Unavailable("building on first use needs a POSIX system and a Python executable")
     command = _build.compiler().split()
@@ -191,6 +227,9 @@ def _check_tools() -> None:
         raise _Unavailable(f"no C++ compiler: {_build.compiler()!r} is not on the PATH")
     if shutil.which("ninja", path=_tool_path()) is None:
         raise _Unavailable("ninja is not installed (pip install ninja)")
+    missing = _build.why_no_cuda() if kind == "cuda" else None
+    if missing is not None:
+        raise _Unavailable(missing)
 
 
 @contextmanager
@@ -208,13 +247,13 @@ def _exclusive(directory: Path) -> Iterator[None]:
         yield
 
 
-def _build_into(directory: Path, csrc: Path, library: Path) -> None:
+def _build_into(directory: Path, csrc: Path, library: Path, kind: str) -> None:
     """Compile in a fresh process, then move the library into place: it is whole or not there."""
     work, log = directory / "build", directory / "build.log"
     shutil.rmtree(work, ignore_errors=True)  # objects and torch's own lock of a killed build
     work.mkdir()
     script = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
-    command = [sys.executable, "-c", script, _build.__file__, str(csrc), str(work)]
+    command = [sys.executable, "-c", script, _build.__file__, str(csrc), str(work), kind]
     environment = {**os.environ, "PATH": _tool_path()}
     done = subprocess.run(
         command,
@@ -226,9 +265,9 @@ def _build_into(directory: Path, csrc: Path, library: Path) -> None:
         check=False,
     )
     log.write_text(done.stdout)
-    if done.returncode != 0 or not (work / "_C.so").exists():
+    if done.returncode != 0 or not (work / library.name).exists():
         raise _Unavailable(f"{_last_lines(done.stdout)}\n(whole log: {log})")
-    os.replace(work / "_C.so", library)
+    os.replace(work / library.name, library)
     shutil.rmtree(work, ignore_errors=True)
 
 
@@ -239,8 +278,8 @@ def _last_lines(log: str, count: int = 6) -> str:
     return "\n".join((errors or lines)[:count] if errors else lines[-count:])
 
 
-def _import_library(library: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(_NAME, library)
+def _import_library(library: Path, kind: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(_module_name(kind), library)
     if spec is None or spec.loader is None:
         raise _Unavailable(f"{library} is not a Python extension")
     try:
@@ -248,5 +287,5 @@ def _import_library(library: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except ImportError as error:
         raise _Unavailable(f"{library} does not load ({error}); remove it to rebuild") from error
-    sys.modules[_NAME] = module
+    sys.modules[_module_name(kind)] = module
     return module

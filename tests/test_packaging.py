@@ -149,7 +149,8 @@ def test_setup_without_torch_is_pure_python(tree):
     [
         ({"STEIN_KERNELS_BUILD": "cpu", "CXX": "/bin/false"}, "'/bin/false' does not work"),
         ({"STEIN_KERNELS_BUILD": "cpu", "CXX": "no-such-compiler"}, "is not on the PATH"),
-        ({"STEIN_KERNELS_BUILD": "fast"}, "expected one of auto, cpu, none, got 'fast'"),
+        ({"STEIN_KERNELS_BUILD": "cuda"}, "STEIN_KERNELS_BUILD=cuda: "),
+        ({"STEIN_KERNELS_BUILD": "fast"}, "expected one of auto, cpu, cuda, none, got 'fast'"),
     ],
 )
 def test_setup_refuses_what_it_cannot_do(tree, environment, message):
