@@ -59,6 +59,13 @@ def replace(path: Path, records: Iterable[Record]) -> None:
     path.write_text("".join(_line(record) + "\n" for record in ordered))
 
 
+def append(path: Path, record: Record) -> None:
+    """Add one record to a file, whatever is in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(_line(record) + "\n")
+
+
 def _line(record: Record) -> str:
     """One record as JSON, which has no NaN: a value that is not finite becomes null."""
     value = record["value"] if math.isfinite(record["value"]) else None

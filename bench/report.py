@@ -26,16 +26,16 @@ def choose(folder: Path, slug: str) -> Path:
     return found[0]
 
 
-def fill(document: Path, text: str) -> bool:
+def fill(document: Path, text: str, begin: str = BEGIN, end: str = END) -> bool:
     """Put ``text`` between the markers of a document; False where it has none."""
     if not document.exists():
         return False
     content = document.read_text()
-    head, begun, rest = content.partition(BEGIN)
-    _, ended, tail = rest.partition(END)
+    head, begun, rest = content.partition(begin)
+    _, ended, tail = rest.partition(end)
     if not begun or not ended:
         return False
-    document.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}")
+    document.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}")
     return True
 
 

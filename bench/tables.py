@@ -127,7 +127,7 @@ def direction_times(values: Values, threads: int) -> str:
         rival = targets.fastest(values, whole, [m for m, _ in WITH_MEDIAN[1:]], shape, threads)
         row += [_cell(values, whole, "ours", shape, threads, 1e3)]
         rows.append([*row, "-" if rival is None else number(rival * 1e3)])
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def speedups(values: Values, threads: Iterable[int]) -> str:
@@ -147,7 +147,7 @@ def speedups(values: Values, threads: Iterable[int]) -> str:
             found = targets.ratios(values, experiment, "ours", methods, count)
             row.append(_factor(found.values()))
         rows.append(row)
-    return _markdown(["times faster than (geometric mean)", *map(_threads, counts)], rows)
+    return markdown(["times faster than (geometric mean)", *map(_threads, counts)], rows)
 
 
 def worst_errors(values: Values) -> str:
@@ -162,7 +162,7 @@ def worst_errors(values: Values) -> str:
             ]
             row.append(_scientific(worst(found)) if found else "-")
         rows.append(row)
-    return _markdown(["coordinates", *(heading for _, heading in ERRORS)], rows)
+    return markdown(["coordinates", *(heading for _, heading in ERRORS)], rows)
 
 
 def first_calls(values: Values) -> str:
@@ -171,7 +171,7 @@ def first_calls(values: Values) -> str:
         for (experiment, method, shape, threads, metric), value in sorted(values.items())
         if experiment == "first_call" and metric == "first_call_seconds"
     ]
-    return _markdown(["method, caches empty", "particles", "threads", "first call, seconds"], rows)
+    return markdown(["method, caches empty", "particles", "threads", "first call, seconds"], rows)
 
 
 def shapes_in(values: Values) -> list[Shape]:
@@ -211,7 +211,7 @@ def _grid(
         [_shape(s), *(_cell(values, experiment, m, s, threads, scale, metric) for m, _ in columns)]
         for s in shapes_in(values)
     ]
-    return _markdown(["particles", *(heading for _, heading in columns)], rows)
+    return markdown(["particles", *(heading for _, heading in columns)], rows)
 
 
 def _cell(
@@ -255,6 +255,8 @@ def _threads(count: int) -> str:
     return f"{count} thread" + ("s" if count > 1 else "")
 
 
-def _markdown(header: list[str], rows: Iterable[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+def markdown(header: list[str], rows: Iterable[list[str]], numeric: bool = True) -> str:
+    """A table; all columns but the first are aligned as numbers, or none."""
+    rule = "---:" if numeric else "---"
+    lines = [header, ["---"] + [rule] * (len(header) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

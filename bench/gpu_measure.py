@@ -1,0 +1,202 @@
+"""``python -m bench.gpu_measure --regime codes --out DIR``: the benchmarks of one regime.
+
+A record a line in DIR, as soon as it is there. A method that cannot run, or fails, is written to
+skipped.jsonl with its reason, and the next one goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import stein_kernels
+from bench import baselines, counters, gpu_adam
+from bench.counters import Rates
+from bench.gpu_device import Device, keep, matmul_precision, open_device, record
+from bench.gpu_problems import (
+    DRY,
+    REGIMES,
+    Method,
+    given_bandwidth,
+    make_inputs,
+    methods,
+    relative_error,
+    why_not,
+)
+from bench.shapes import Shape
+from stein_kernels.gpu import routes
+
+ENOUGH = 0.5  # seconds of rounds
+MOST, FEWEST = 40, 3
+
+
+class Bench:
+    """Where the records of a regime go, and how much time is left for them."""
+
+    def __init__(self, device: Device, out: Path, seconds: float) -> None:
+        self.device, self.out = device, out
+        self.rates = read_rates(out)
+        self._deadline = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        return self._deadline - time.monotonic()
+
+    def keep(
+        self,
+        experiment: str,
+        method: str,
+        setting: dict[str, Any],
+        metric: str,
+        values: list[float],
+    ) -> None:
+        keep(
+            self.device, self.out, record(self.device, experiment, method, setting, metric, values)
+        )
+
+    def skip(self, experiment: str, method: str, shape: Shape, reason: str) -> None:
+        line = {"experiment": experiment, "method": method, "shape": shape.name, "reason": reason}
+        print(f"skipped {experiment} {method} {shape.name}: {reason}", flush=True)
+        with (self.out / "skipped.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def rounds(self, estimate: float) -> int:
+        """3 to 40, half a second of them, and no more than the time that is left allows."""
+        wanted = min(MOST, max(FEWEST, math.ceil(ENOUGH / max(estimate, 1e-6))))
+        return max(1, min(wanted, int(0.5 * self.left / max(estimate, 1e-6))))
+
+
+def read_rates(out: Path) -> Rates:
+    """The rates of this device as the facts have them; an H200's where there are none."""
+    facts = out / "facts.json"
+    return Rates(**json.loads(facts.read_text())["rates"]) if facts.exists() else counters.H200
+
+
+def setting_of(method: Method, shape: Shape) -> dict[str, Any]:
+    """The flat setting of a record: for our methods also what the dispatch table chose."""
+    setting = {"shape": shape.name, "dtype": "float32", "matmul_precision": method.precision}
+    if method.ours and method.backend != "reference":
+        backends = ("cuda", "triton") if method.backend == "auto" else (method.backend,)
+        m, d = shape.particles, shape.features
+        problem = routes.Problem(shape.sets, m, m, d, torch.float32, query=False)
+        op = "median_distance" if method.experiment == "median" else "svgd_direction"
+        route = routes.choose(op, problem, backends)
+        setting |= {"flow": route.flow, "precision": route.precision}
+    return setting
+
+
+@contextlib.contextmanager
+def running_as(method: Method) -> Iterator[None]:
+    """Backend and precision of a method."""
+    with contextlib.ExitStack() as stack:
+        if method.ours:
+            stack.enter_context(stein_kernels.use_backend(method.backend))  # type: ignore[arg-type]
+        stack.enter_context(matmul_precision(method.precision))
+        yield
+
+
+def measure(bench: Bench, method: Method, shape: Shape) -> None:
+    """Every metric of one method at one shape."""
+    device = bench.device
+    x, grad = make_inputs(shape, device)
+    h = given_bandwidth(shape, device)
+    setting = setting_of(method, shape)
+
+    def keep(metric: str, *values: float) -> None:
+        bench.keep(method.experiment, method.name, setting, metric, list(values))
+
+    compute = method.make(device.dry)
+    call = lambda: compute(x, grad, h)  # noqa: E731 (it is the unit of every clock)
+    output = call()
+    if method.checked and isinstance(output, Tensor):
+        keep("relative_error", relative_error(shape, x, grad, bandwidth(method, x, h), output))
+    del output
+    estimate = device.seconds(call, 1)[0]
+    times = device.seconds(call, bench.rounds(estimate))
+    keep("seconds", *times)
+    seconds = sorted(times)[len(times) // 2]
+    keep("extra_bytes", device.extra_bytes(call))
+    if seconds < 0.05:
+        keep("wall_seconds", device.wall(call, 20))
+    if method.ours and method.experiment != "backward":
+        if seconds < 0.05:
+            replay = device.captured(call)
+            keep("graph_seconds", *device.seconds(replay, bench.rounds(estimate)))
+        for metric, value in shares(bench.rates, method, shape, setting, seconds).items():
+            keep(metric, value)
+
+
+def bandwidth(method: Method, x: Tensor, h: Tensor) -> Tensor:
+    """The one that the method used: torch.median takes the lower of two middle distances."""
+    if method.experiment != "direction_with_median":
+        return h
+    return stein_kernels.median_bandwidth(x) if method.ours else baselines.triu_bandwidth(x)
+
+
+def shares(
+    rates: Rates, method: Method, shape: Shape, setting: dict[str, Any], seconds: float
+) -> dict[str, float]:
+    """Achieved bytes and flops, and the share of the floor, by the counter model."""
+    flow, precision = setting.get("flow", "packed"), setting.get("precision", "ieee")
+    if method.experiment == "median":
+        counts = counters.median(shape)
+    elif method.experiment == "gram":
+        counts = [counters.count("gram", "ieee", shape)]
+    else:
+        with_median = method.experiment == "direction_with_median"
+        counts = counters.direction(shape, flow, precision, with_median)
+    floor = counters.total_floor(counts, rates, precision)
+    return {
+        **counters.achieved(counts, seconds),
+        "floor_seconds": floor,
+        "share_of_floor": floor / seconds if seconds > 0 else math.nan,
+    }
+
+
+def run(bench: Bench, regime: str) -> None:
+    """All methods at all shapes of a regime, a shape at a time."""
+    dry = bench.device.dry
+    for shape in (DRY if dry else REGIMES)[regime]:
+        for method in methods(regime, dry):
+            reason = why_not(method, shape, bench.device)
+            if reason is None and bench.left <= 0:
+                reason = "no time left"
+            if reason is not None:
+                bench.skip(method.experiment, method.name, shape, reason)
+                continue
+            print(f"{method.experiment} {method.name} {shape.name}", flush=True)
+            try:
+                with running_as(method):
+                    measure(bench, method, shape)
+            except (RuntimeError, ValueError, ImportError) as error:  # out of memory is the first
+                bench.skip(method.experiment, method.name, shape, str(error).splitlines()[0][:300])
+            torch.compiler.reset()
+            bench.device.release()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_measure", description=__doc__)
+    parser.add_argument("--regime", nargs="+", choices=(*REGIMES, "adam"), required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--dry-run", action="store_true")
+    options = parser.parse_args(arguments)
+    bench = Bench(open_device(options.dry_run), options.out, options.seconds)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for regime in options.regime:
+        gpu_adam.run(bench) if regime == "adam" else run(bench, regime)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
