@@ -1,7 +1,6 @@
-"""Estimates of log p(x) under a trained model, and what each one bounds.
+"""Importance sampling from a Gaussian that is fitted to the encoder: `iw_g`, the reported number.
 
-`iw_g` is the reported negative log-likelihood. Its proposal is a Gaussian that is fitted to encoder
-samples, so its density is known: a lower bound of log p(x) in expectation for every encoder,
+The proposal's density is known, so it bounds log p(x) from below in expectation for every encoder,
 injective or not, without the density of the encoder.
 
 Shapes: M decoders, B images of X pixels, n samples an image, d code dimensions. Units: nats.
@@ -17,11 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steinvae.data import step_generator
+from steinvae.density.likelihood import (
+    LOGITS_AT_ONCE,
+    image_noise,
+    log_likelihood,
+    log_mean_exp,
+    log_prior,
+)
 from steinvae.networks import Networks
-
-_LOGITS_AT_ONCE = 2**22
-"""Logits evaluated together: 16 MB in float32, which fits a CPU's cache hierarchy and any GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +46,6 @@ class Estimate:
 
     per_image: Tensor = field(repr=False, compare=False)
     """(images,) float64, nats: for differences between models on the same images."""
-
-
-def log_mean_exp(values: Tensor, dim: int) -> Tensor:
-    """log mean exp along `dim`, computed in float64 and without leaving log space."""
-    values = values.double()
-    return values.logsumexp(dim) - log(values.shape[dim])
 
 
 def gaussian_log_density(
@@ -101,23 +97,16 @@ def iw_g(
     """
     fitted = max(64, fit_samples * networks.encoder.codes)
     logits_an_image = networks.theta.particles * samples * pixels.shape[1]
-    chunk = max(1, _LOGITS_AT_ONCE // logits_an_image)
+    chunk = max(1, LOGITS_AT_ONCE // logits_an_image)
     estimates, first = [], 0
     for images in pixels.split(chunk):
-        noise = _noise(seed, first, len(images), fitted + samples, networks)
+        shape = (fitted + samples, networks.encoder.codes)
+        noise = image_noise(seed, range(first, first + len(images)), shape, networks.device)
         estimates.append(
             _iw_g_chunk(networks, images, noise.split([fitted, samples], 1), inflation)
         )
         first += len(images)
     return torch.cat(estimates, dim=1)
-
-
-def _noise(seed: int, first: int, images: int, samples: int, networks: Networks) -> Tensor:
-    """(images, samples, d); image b draws from its own generator, whatever the chunks are."""
-    shape = (samples, networks.encoder.codes)
-    generators = [step_generator(seed, first + image, "evaluation") for image in range(images)]
-    draws = [torch.randn(shape, generator=generator) for generator in generators]
-    return torch.stack(draws).to(networks.device)
 
 
 def _iw_g_chunk(
@@ -126,24 +115,10 @@ def _iw_g_chunk(
     fit_noise, proposal_noise = noise[0], noise[1].double()
     mean, scale_tril = fit_gaussian(networks.encoder(pixels, fit_noise), inflation)
     codes = mean[:, None] + proposal_noise @ scale_tril.transpose(1, 2)
-    log_prior = -0.5 * (codes.square().sum(-1) + codes.shape[-1] * log(2 * pi))
-    log_ratio = log_prior - gaussian_log_density(proposal_noise, scale_tril)
-    log_weights = _log_likelihood(networks, codes.float(), pixels).double() + log_ratio
+    log_ratio = log_prior(codes) - gaussian_log_density(proposal_noise, scale_tril)
+    log_weights = log_likelihood(networks, codes.to(networks.theta.flat.dtype), pixels).double() + log_ratio
     mixture = log_mean_exp(log_mean_exp(log_weights, 0), -1)
     return torch.stack([mixture, log_mean_exp(log_weights, -1).mean(0)])
-
-
-def _log_likelihood(
-    networks: Networks, codes: Float[Tensor, "B n d"], pixels: Float[Tensor, "B X"]
-) -> Float[Tensor, "M B n"]:
-    """(M, B, n), in chunks of samples so that about _LOGITS_AT_ONCE logits exist at a time."""
-    leaves = networks.theta.leaves()
-    chunk = max(1, _LOGITS_AT_ONCE // (networks.theta.particles * pixels.numel()))
-    parts = [
-        networks.model.log_likelihood(leaves, part[None], pixels)
-        for part in codes.split(chunk, dim=1)
-    ]
-    return torch.cat(parts, dim=2)
 
 
 def negative_log_likelihood(

@@ -1,0 +1,74 @@
+"""What every estimator needs: log p(z), log p(x | z, theta) in chunks, and noise by image.
+
+Shapes: M decoders, B images of X pixels, n codes an image, d code dimensions. Units: nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import log, pi
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steinvae.data import step_generator
+from steinvae.networks import Networks
+
+LOGITS_AT_ONCE = 2**22
+"""Logits evaluated together: 16 MB in float32, which fits a CPU's cache hierarchy and any GPU."""
+
+Treatment = Literal["mixture", "average"]
+"""How M decoders count: log (1/M) sum_m p(x | z, theta_m), or (1/M) sum_m log p(x | z, theta_m)."""
+
+
+def log_mean_exp(values: Tensor, dim: int) -> Tensor:
+    """log mean exp along `dim`, computed in float64 and without leaving log space."""
+    values = values.double()
+    return values.logsumexp(dim) - log(values.shape[dim])
+
+
+def effective_samples(log_weights: Float[Tensor, "... n"]) -> Float[Tensor, "..."]:
+    """(sum w)^2 / sum w^2 of log weights (..., n): between 1 and n, float64."""
+    log_weights = log_weights.double()
+    return (2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1)).exp()
+
+
+def log_prior(codes: Float[Tensor, "... d"]) -> Float[Tensor, "..."]:
+    """log N(z; 0, I): (..., d) -> (...)."""
+    return -0.5 * (codes.square().sum(-1) + codes.shape[-1] * log(2 * pi))
+
+
+def log_likelihood(
+    networks: Networks, codes: Float[Tensor, "B n d"], pixels: Float[Tensor, "B X"]
+) -> Float[Tensor, "M B n"]:
+    """log p(x_b | z_bs, theta_m), in chunks of codes of about LOGITS_AT_ONCE logits."""
+    leaves = networks.theta.leaves()
+    chunk = max(1, LOGITS_AT_ONCE // (networks.theta.particles * pixels.numel()))
+    parts = [
+        networks.model.log_likelihood(leaves, part[None], pixels)
+        for part in codes.split(chunk, dim=1)
+    ]
+    return torch.cat(parts, dim=2)
+
+
+def over_decoders(each: Float[Tensor, "M ..."], theta: Treatment) -> Float[Tensor, "..."]:
+    """The M values of log p(x | z, theta_m) as one, by either treatment of theta; float64.
+
+    `average` is never above `mixture` (Jensen), so a lower bound under it is one of the mixture.
+    """
+    return log_mean_exp(each, 0) if theta == "mixture" else each.double().mean(0)
+
+
+def image_noise(
+    seed: int,
+    images: Iterable[int],
+    shape: tuple[int, ...],
+    device: torch.device | str,
+    stream: str = "evaluation",
+) -> Tensor:
+    """Standard normal (B, *shape); image b's depends on (seed, b, stream) alone, not on chunks."""
+    generators = [step_generator(seed, image, stream) for image in images]
+    draws = [torch.randn(shape, generator=generator) for generator in generators]
+    return torch.stack(draws).to(device)
