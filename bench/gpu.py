@@ -23,7 +23,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 LEAST = 3.0  # seconds under which no phase is started
 BUILD = "import stein_kernels\nwith stein_kernels.use_backend('cuda'): pass"
-REGIMES = {"codes": 75.0, "samplers": 80.0, "weights": 60.0, "adam": 25.0}
+SEARCHED = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"])
+TOOLS = ("memcheck", "racecheck")
+REGIMES = {"codes": 75.0, "samplers": 80.0, "weights": 65.0, "adam": 25.0}
 
 
 class Phase(NamedTuple):
@@ -31,7 +33,7 @@ class Phase(NamedTuple):
     command: tuple[str, ...]
     seconds: float  # at most
     background: bool = False  # runs beside the phases that follow, until one waits for it
-    waits_for: str | None = None
+    waits_for: tuple[str, ...] = ()
 
 
 class Outcome(NamedTuple):
@@ -50,30 +52,30 @@ class Running(NamedTuple):
 
 
 def phases(out: Path, dry: bool) -> list[Phase]:
-    """Results come before the sanitizers, which slow the kernels down a hundredfold."""
+    """The build and the sanitizers run beside the tests, nothing beside the benchmarks."""
     python = (sys.executable,)
     flags = ("--out", str(out), *(("--dry-run",) if dry else ()))
-    info = Phase("info", (*python, "-m", "stein_kernels.info", "--json"), 30)
     facts = Phase("facts", (*python, "-m", "bench.gpu_device", *flags), 40)
     if dry:
         measured = (*python, "-m", "bench.gpu_measure", *flags, "--regime", *REGIMES)
         cases = (*python, "-m", "bench.gpu_cases", "--backend", "reference", "--device", "cpu")
         tests = (*_tests(out, "triton"), "--collect-only")
-        listed = [Phase("tests_triton", tests, 60), Phase("benchmarks", measured, 60)]
-        return [info, facts, *listed, Phase("cases", cases, 60)]
+        listed = [Phase("tests_triton", tests, 60), Phase("cases", cases, 60)]
+        return [facts, *listed, Phase("benchmarks", measured, 60)]
+    built = ("build",)
+    sanitizers = [f"{tool}_{backend}" for backend in ("triton", "cuda") for tool in TOOLS]
+    benchmarks = [
+        Phase(f"benchmark_{regime}", (*python, *_regime(regime, seconds), *flags), seconds)
+        for regime, seconds in REGIMES.items()
+    ]
     return [
-        *(facts, Phase("build", (*python, "-c", BUILD), 240, background=True), info),
+        *(facts, Phase("build", (*python, "-c", BUILD), 240, background=True)),
+        *(Phase(f"{tool}_triton", _sanitized(tool, "triton"), 120, True) for tool in TOOLS),
         Phase("tests_triton", _tests(out, "triton"), 120),
-        Phase("tests_cuda", _tests(out, "cuda"), 60, waits_for="build"),
-        *(
-            Phase(f"benchmark_{regime}", (*python, *_regime(regime, seconds), *flags), seconds)
-            for regime, seconds in REGIMES.items()
-        ),
-        *(
-            Phase(f"{tool}_{backend}", _sanitized(tool, backend), 45)
-            for tool in ("memcheck", "racecheck")
-            for backend in ("cuda", "triton")
-        ),
+        Phase("memcheck_cuda", _sanitized("memcheck", "cuda"), 100, True, built),
+        Phase("racecheck_cuda", _sanitized("racecheck", "cuda"), 100, True),
+        Phase("tests_cuda", _tests(out, "cuda"), 60),
+        *(phase._replace(waits_for=(*built, *sanitizers)) for phase in benchmarks),
     ]
 
 
@@ -91,8 +93,11 @@ def _tests(out: Path, backend: str) -> tuple[str, ...]:
 
 
 def _sanitized(tool: str, backend: str) -> tuple[str, ...]:
+    """Every op once under compute-sanitizer; CUDA C++ has one precision."""
     command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
-    return (*command, sys.executable, "-m", "bench.gpu_cases", "--backend", backend)
+    precisions = ("highest", "high") if backend == "triton" else ("highest",)
+    cases = ("-m", "bench.gpu_cases", "--backend", backend, "--precision", *precisions)
+    return (*command, sys.executable, *cases)
 
 
 def run(todo: list[Phase], out: Path, seconds: float) -> list[Outcome]:
@@ -109,11 +114,12 @@ def run(todo: list[Phase], out: Path, seconds: float) -> list[Outcome]:
 
     try:
         for phase in todo:
-            if phase.waits_for in background:
-                note(_finish(background.pop(phase.waits_for), deadline))
+            for name in phase.waits_for:
+                if name in background:
+                    note(_finish(background.pop(name), deadline))
             if deadline - time.monotonic() < LEAST:
                 note(Outcome(phase.name, "no time left", None, 0.0))
-            elif shutil.which(phase.command[0]) is None:
+            elif shutil.which(phase.command[0], path=SEARCHED) is None:
                 note(Outcome(phase.name, "absent", None, 0.0))
             else:
                 running = _start(phase, out)
@@ -121,8 +127,8 @@ def run(todo: list[Phase], out: Path, seconds: float) -> list[Outcome]:
                     background[phase.name] = running
                 else:
                     note(_finish(running, deadline))
-        for running in list(background.values()):
-            note(_finish(background.pop(running.phase.name), deadline))
+        for name in list(background):
+            note(_finish(background.pop(name), deadline))
     finally:
         for running in background.values():
             _kill(running.process)
@@ -134,7 +140,7 @@ def _start(phase: Phase, out: Path) -> Running:
         process = subprocess.Popen(
             phase.command,
             cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PATH": SEARCHED},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import math
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -38,6 +39,8 @@ from stein_kernels.gpu import routes
 
 ENOUGH = 0.5  # seconds of rounds
 MOST, FEWEST = 40, 3
+SLOW = 1.0  # seconds of a call of which one round is enough
+SHORT = 0.05  # seconds of a call whose launches may count
 
 
 class Bench:
@@ -71,7 +74,9 @@ class Bench:
             file.write(json.dumps(line) + "\n")
 
     def rounds(self, estimate: float) -> int:
-        """3 to 40, half a second of them, and no more than the time that is left allows."""
+        """3 to 40, half a second of them; one of a slow call; no more than there is time for."""
+        if estimate > SLOW:
+            return 1
         wanted = min(MOST, max(FEWEST, math.ceil(ENOUGH / max(estimate, 1e-6))))
         return max(1, min(wanted, int(0.5 * self.left / max(estimate, 1e-6))))
 
@@ -121,19 +126,28 @@ def measure(bench: Bench, method: Method, shape: Shape) -> None:
     if method.checked and isinstance(output, Tensor):
         keep("relative_error", relative_error(shape, x, grad, bandwidth(method, x, h), output))
     del output
-    estimate = device.seconds(call, 1)[0]
+    start = time.perf_counter()
+    keep("extra_bytes", device.extra_bytes(call))  # waits for the device
+    estimate = time.perf_counter() - start
     times = device.seconds(call, bench.rounds(estimate))
     keep("seconds", *times)
-    seconds = sorted(times)[len(times) // 2]
-    keep("extra_bytes", device.extra_bytes(call))
-    if seconds < 0.05:
-        keep("wall_seconds", device.wall(call, 20))
+    keep("iqr_seconds", spread(times))
+    seconds = statistics.median(times)
     if method.ours and method.experiment != "backward":
-        if seconds < 0.05:
-            replay = device.captured(call)
-            keep("graph_seconds", *device.seconds(replay, bench.rounds(estimate)))
         for metric, value in shares(bench.rates, method, shape, setting, seconds).items():
             keep(metric, value)
+    if seconds < SHORT:
+        keep("wall_seconds", device.wall(call, 20))
+    if seconds < SHORT and method.ours and method.experiment != "backward":
+        keep("graph_seconds", *device.seconds(device.captured(call), bench.rounds(estimate)))
+
+
+def spread(times: list[float]) -> float:
+    """The interquartile range; 0 of one value."""
+    if len(times) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+    return high - low
 
 
 def bandwidth(method: Method, x: Tensor, h: Tensor) -> Tensor:
@@ -164,10 +178,10 @@ def shares(
 
 
 def run(bench: Bench, regime: str) -> None:
-    """All methods at all shapes of a regime, a shape at a time."""
+    """All methods of a regime, each at all its shapes."""
     dry = bench.device.dry
-    for shape in (DRY if dry else REGIMES)[regime]:
-        for method in methods(regime, dry):
+    for method in methods(regime, dry):
+        for shape in (DRY if dry else REGIMES)[regime]:
             reason = why_not(method, shape, bench.device)
             if reason is None and bench.left <= 0:
                 reason = "no time left"

@@ -32,6 +32,7 @@ DRY = {
 BACKENDS = ("auto", "triton", "cuda")
 DRY_BACKENDS = ("auto", "reference")
 SHARE = 0.8  # of the device's memory that a method may take
+PAIRS = 10**11  # with more, only our own choice is measured
 TARGETS, SETS = 48, 4  # whose error is taken
 CHUNK = 2**26  # differences at a time: 512 MB in float64
 
@@ -163,6 +164,8 @@ def why_not(method: Method, shape: Shape, device: Device) -> str | None:
     """Why a method is left out at a shape; None where it is measured."""
     if method.name == "keops" and importlib.util.find_spec("pykeops") is None:
         return "pykeops is not installed"
+    if method.name != "auto" and shape.pairs > PAIRS:
+        return f"takes too long for {shape.pairs:.0e} pairs"
     needed, free = method.bytes(shape), SHARE * device.memory
     if needed > free:
         return f"needs {needed / 1e9:.0f} GB beyond its inputs, of {free / 1e9:.0f}"

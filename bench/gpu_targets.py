@@ -93,20 +93,21 @@ def _share_of_copy(shape: str) -> Callable[[Values], float | None]:
     return value
 
 
-def _share_of_tensor_cores(shape: str) -> Callable[[Values], float | None]:
-    """Flops of the products over the time, of a third of the measured tf32 rate, in percent.
+def _share_of_rate(shape: str) -> Callable[[Values], float | None]:
+    """Counted flops over the time, in percent of the measured rate of the unit that does them.
 
-    With up to 16 features no product runs there, so the share is 0.
+    Products on the tensor cores count against a third of the tf32 rate; up to 16 features there are
+    none, and the flops count against that of float32.
     """
     size = parse_shape(shape)
+    counts = counters.direction(size, "packed", "tf32x3", with_median=False)
+    products, flops = sum(one.products for one in counts), sum(one.flops for one in counts)
+    unit, share, work = ("tf32", 3, products) if products else ("fp32", 1, flops)
 
     def value(values: Values) -> float | None:
         seconds = values.get(("direction", "triton_tf32x3", shape, "seconds"))
-        rate = values.get(("device", "torch", "", "tf32_flops_per_second"))
-        if not seconds or not rate:
-            return None
-        counts = counters.direction(size, "packed", "tf32x3", with_median=False)
-        return 100 * sum(one.products for one in counts) / seconds / (rate / 3)
+        rate = values.get(("device", "torch", "", f"{unit}_flops_per_second"))
+        return 100 * share * work / seconds / rate if seconds and rate else None
 
     return value
 
@@ -149,7 +150,7 @@ def targets() -> list[Target]:
         found += [
             Target(shape, "KeOps", 10, False, "x", _speedup("direction", "keops", shape)),
             Target(shape, "eager", 20, False, "x", _speedup("direction", "eager_gemm", shape)),
-            Target(*(shape, "of the tf32x3 rate", 50, False, "%"), _share_of_tensor_cores(shape)),
+            Target(shape, "of its precision's rate", 50, False, "%", _share_of_rate(shape)),
             Target(
                 *(shape, "relative error, tf32x3", 1e-5, True, ""),
                 _metric("direction", "triton_tf32x3", shape, "relative_error"),
