@@ -116,7 +116,8 @@ def _iw_g_chunk(
     mean, scale_tril = fit_gaussian(networks.encoder(pixels, fit_noise), inflation)
     codes = mean[:, None] + proposal_noise @ scale_tril.transpose(1, 2)
     log_ratio = log_prior(codes) - gaussian_log_density(proposal_noise, scale_tril)
-    log_weights = log_likelihood(networks, codes.to(networks.theta.flat.dtype), pixels).double() + log_ratio
+    codes = codes.to(networks.theta.flat.dtype)
+    log_weights = log_likelihood(networks, codes, pixels).double() + log_ratio
     mixture = log_mean_exp(log_mean_exp(log_weights, 0), -1)
     return torch.stack([mixture, log_mean_exp(log_weights, -1).mean(0)])
 

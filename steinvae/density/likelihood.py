@@ -29,13 +29,13 @@ def log_mean_exp(values: Tensor, dim: int) -> Tensor:
     return values.logsumexp(dim) - log(values.shape[dim])
 
 
-def effective_samples(log_weights: Float[Tensor, "... n"]) -> Float[Tensor, "..."]:
+def effective_samples(log_weights: Float[Tensor, "*B n"]) -> Float[Tensor, "*B"]:
     """(sum w)^2 / sum w^2 of log weights (..., n): between 1 and n, float64."""
     log_weights = log_weights.double()
     return (2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1)).exp()
 
 
-def log_prior(codes: Float[Tensor, "... d"]) -> Float[Tensor, "..."]:
+def log_prior(codes: Float[Tensor, "*B d"]) -> Float[Tensor, "*B"]:
     """log N(z; 0, I): (..., d) -> (...)."""
     return -0.5 * (codes.square().sum(-1) + codes.shape[-1] * log(2 * pi))
 
@@ -53,7 +53,7 @@ def log_likelihood(
     return torch.cat(parts, dim=2)
 
 
-def over_decoders(each: Float[Tensor, "M ..."], theta: Treatment) -> Float[Tensor, "..."]:
+def over_decoders(each: Float[Tensor, "M B n"], theta: Treatment) -> Float[Tensor, "B n"]:
     """The M values of log p(x | z, theta_m) as one, by either treatment of theta; float64.
 
     `average` is never above `mixture` (Jensen), so a lower bound under it is one of the mixture.
