@@ -105,9 +105,12 @@ def run(todo: list[Phase], out: Path, seconds: float) -> list[Outcome]:
     out.mkdir(parents=True, exist_ok=True)
     deadline, outcomes = time.monotonic() + seconds, []
     background: dict[str, Running] = {}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PATH": SEARCHED}
 
     def note(outcome: Outcome) -> None:
         outcomes.append(outcome)
+        if outcome.phase == "build" and outcome.status != "ok":
+            environment["STEIN_KERNELS_JIT"] = "0"  # nobody after it tries again for minutes
         with (out / "phases.jsonl").open("a") as file:
             file.write(json.dumps(outcome._asdict()) + "\n")
         print(f"{outcome.phase:<24}{outcome.status:<14}{outcome.seconds:6.1f} s", flush=True)
@@ -122,7 +125,7 @@ def run(todo: list[Phase], out: Path, seconds: float) -> list[Outcome]:
             elif shutil.which(phase.command[0], path=SEARCHED) is None:
                 note(Outcome(phase.name, "absent", None, 0.0))
             else:
-                running = _start(phase, out)
+                running = _start(phase, out, environment)
                 if phase.background:
                     background[phase.name] = running
                 else:
@@ -135,12 +138,12 @@ def run(todo: list[Phase], out: Path, seconds: float) -> list[Outcome]:
     return outcomes
 
 
-def _start(phase: Phase, out: Path) -> Running:
+def _start(phase: Phase, out: Path, environment: dict[str, str]) -> Running:
     with (out / f"{phase.name}.log").open("wb") as log:
         process = subprocess.Popen(
             phase.command,
             cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "PATH": SEARCHED},
+            env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -171,6 +174,13 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     except ProcessLookupError:
         return
     process.wait()
+
+
+def was_built(out: Path) -> bool:
+    """Whether this run has built the CUDA kernels; True where no run says that it has not."""
+    log = out / "phases.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    return all(line["status"] == "ok" for line in lines if line["phase"] == "build")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import stein_kernels
-from bench import baselines, counters, gpu_adam
+from bench import baselines, counters, gpu, gpu_adam
 from bench.counters import Rates
 from bench.gpu_device import Device, keep, matmul_precision, open_device, record
 from bench.gpu_problems import (
@@ -48,7 +48,7 @@ class Bench:
 
     def __init__(self, device: Device, out: Path, seconds: float) -> None:
         self.device, self.out = device, out
-        self.rates = read_rates(out)
+        self.rates, self.built = read_rates(out), gpu.was_built(out)
         self._deadline = time.monotonic() + seconds
 
     @property
@@ -87,16 +87,17 @@ def read_rates(out: Path) -> Rates:
     return Rates(**json.loads(facts.read_text())["rates"]) if facts.exists() else counters.H200
 
 
-def setting_of(method: Method, shape: Shape) -> dict[str, Any]:
+def setting_of(method: Method, shape: Shape, built: bool) -> dict[str, Any]:
     """The flat setting of a record: for our methods also what the dispatch table chose."""
     setting = {"shape": shape.name, "dtype": "float32", "matmul_precision": method.precision}
     if method.ours and method.backend != "reference":
-        backends = ("cuda", "triton") if method.backend == "auto" else (method.backend,)
+        there = ("cuda", "triton") if built else ("triton",)
+        backends = there if method.backend == "auto" else (method.backend,)
         m, d = shape.particles, shape.features
         problem = routes.Problem(shape.sets, m, m, d, torch.float32, query=False)
         op = "median_distance" if method.experiment == "median" else "svgd_direction"
         route = routes.choose(op, problem, backends)
-        setting |= {"flow": route.flow, "precision": route.precision}
+        setting |= {"flow": route.flow, "backend": route.backend, "precision": route.precision}
     return setting
 
 
@@ -115,7 +116,7 @@ def measure(bench: Bench, method: Method, shape: Shape) -> None:
     device = bench.device
     x, grad = make_inputs(shape, device)
     h = given_bandwidth(shape, device)
-    setting = setting_of(method, shape)
+    setting = setting_of(method, shape, bench.built)
 
     def keep(metric: str, *values: float) -> None:
         bench.keep(method.experiment, method.name, setting, metric, list(values))

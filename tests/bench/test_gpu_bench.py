@@ -80,6 +80,14 @@ def test_the_background_is_waited_for_where_it_is_needed(tmp_path):
     ]
 
 
+def test_a_build_that_failed_is_not_tried_again(tmp_path):
+    assert gpu.was_built(tmp_path)
+    code = "import os; raise SystemExit(os.environ.get('STEIN_KERNELS_JIT') != '0')"
+    outcomes = gpu.run([phase("build", "raise SystemExit(1)"), phase("next", code)], tmp_path, 60)
+    assert [one.status for one in outcomes] == ["failed", "ok"]
+    assert not gpu.was_built(tmp_path)
+
+
 def test_no_phase_starts_when_the_time_is_over(tmp_path):
     start = time.monotonic()
     outcomes = gpu.run([phase("late", "raise SystemExit(1)")], tmp_path, gpu.LEAST / 2)
