@@ -10,7 +10,10 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 Rule = Literal["liu_wang", "median", "median_squared"]
-MethodName = Literal["stein_vae", "vae", "iwae"]
+MethodName = Literal["stein_vae", "stein_viwae", "vae", "iwae"]
+GROUPED = ("stein_viwae",)
+"""Methods whose code_particles counts groups of importance_samples codes."""
+
 Binarization = Literal["fixed", "dynamic", "none"]
 
 
@@ -58,13 +61,17 @@ class ModelConfig:
     hidden: tuple[int, ...] = (128, 128)
     """Units of each hidden layer, from the pixels to the code; the decoder mirrors them."""
 
-    encoder: Literal["flow", "residual", "concat"] = "flow"
+    encoder: Literal["flow", "residual", "concat", "gaussian"] = "flow"
     """Form of z = f(x, xi); flow is injective in xi. vae and iwae use its Gaussian part."""
+
+    flow_blocks: int = 1
+    """Blocks of the flow encoder; each stretches at most 1.9 times, and far modes need several."""
 
     def __post_init__(self) -> None:
         _require(self.codes >= 1, "model.codes", "at least 1", self.codes)
         widths = len(self.hidden) >= 1 and all(width >= 1 for width in self.hidden)
         _require(widths, "model.hidden", "one or more positive widths", self.hidden)
+        _require(self.flow_blocks >= 1, "model.flow_blocks", "at least 1", self.flow_blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +79,24 @@ class MethodConfig:
     """The learning rule and its particles."""
 
     name: MethodName = "stein_vae"
-    """stein_vae: Algorithm 1 of Pu et al. 2017; vae, iwae: the baselines on the same networks."""
+    """stein_vae: Algorithm 1 of Pu et al. 2017; stein_viwae: section 3; vae, iwae: baselines."""
 
     self_term: Literal["leave_one_out", "include"] = "leave_one_out"
     """Does a code enter its own kernel average? include: eq. 5 as printed, which collapses."""
 
     code_particles: int = 10
     """Codes per image and step: M of the paper for z, samples of the bound for vae and iwae."""
+
+    importance_samples: int = 5
+    """k of stein_viwae: code_particles counts groups of k codes; 1 is stein_vae."""
+
+    weights: Literal["theta", "z", "both", "paper", "none"] = "theta"
+    """Importance weights of stein_viwae act on the decoders' score (theta), the codes' direction
+    (z), both, as eqs. 12 and 13 print them (paper; theta_particles * k decoders), or not (none)."""
+
+    log_q: Literal["gauss", "jac", "kde", "track"] = "gauss"
+    """Density of the codes in the weights: a Gaussian fitted to them, the exact one of an injective
+    encoder (jac), a kernel estimate (kde), or that of a chain (track: not for drawn codes)."""
 
     theta_particles: int = 5
     """Decoders: M of the paper for theta; vae and iwae train one whatever this says."""
@@ -109,17 +127,34 @@ class MethodConfig:
         _require(self.code_step > 0, "method.code_step", "positive", self.code_step)
         _check_bandwidth(self.bandwidth, "method.bandwidth")
         _check_bandwidth(self.theta_bandwidth, "method.theta_bandwidth")
-        if self.name == "stein_vae":
+        k = self.importance_samples
+        _require(k >= 1, "method.importance_samples", "at least 1", k)
+        if self.is_stein:
             self._check_particles()
+        if self.name == "stein_viwae" and self.weights != "none":
+            chain = "gauss, kde or jac: track needs a chain of persistent codes, these are redrawn"
+            _require(self.log_q != "track", "method.log_q", chain, self.log_q)
+
+    @property
+    def is_stein(self) -> bool:
+        """Whether codes and decoders follow Stein directions."""
+        return self.name in ("stein_vae", "stein_viwae")
+
+    @property
+    def codes_per_image(self) -> int:
+        """S: code_particles, times k where those count groups."""
+        return self.code_particles * (self.importance_samples if self.name in GROUPED else 1)
 
     @property
     def decoders(self) -> int:
-        """Decoders that are trained: theta_particles, or 1 for the baselines."""
-        return self.theta_particles if self.name == "stein_vae" else 1
+        """Decoders that are trained: theta_particles (times k for weights paper), or 1."""
+        groups = self.name == "stein_viwae" and self.weights == "paper"
+        per_particle = self.importance_samples if groups else 1
+        return self.theta_particles * per_particle if self.is_stein else 1
 
     def _check_particles(self) -> None:
         codes, decoders = self.code_particles, self.theta_particles
-        others = self.self_term == "include" or codes >= 2
+        others = self.self_term == "include" or self.codes_per_image >= 2
         enough = "at least 2 for method.self_term leave_one_out"
         _require(others, "method.code_particles", enough, codes)
         dealt = self.pairing == "full" or codes % decoders == 0
@@ -254,6 +289,11 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1", self.seed)
+        method, encoder = self.method, self.model.encoder
+        exact = method.name == "stein_viwae" and method.weights != "none" and method.log_q == "jac"
+        folds = f"gauss or kde for model.encoder {encoder}, which folds: its codes have no density"
+        injective = encoder not in ("residual", "concat")
+        _require(not exact or injective, "method.log_q", folds, method.log_q)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

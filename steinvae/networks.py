@@ -55,7 +55,7 @@ def build_networks(config: Config, pixels: int, device: torch.device | str) -> N
     model = BernoulliMlp(shape.codes, tuple(reversed(shape.hidden)), pixels)
     decoders = step_generator(config.seed, 0, "theta")
     theta = ParticleEnsemble(model.parameters, method.decoders, decoders, device)
-    kind = shape.encoder if method.name == "stein_vae" else "gaussian"
+    kind = shape.encoder if method.is_stein else "gaussian"
     draws = step_generator(config.seed, 0, "encoder")
-    encoder = make_encoder(kind, pixels, shape.hidden, shape.codes, draws)
+    encoder = make_encoder(kind, pixels, shape.hidden, shape.codes, draws, shape.flow_blocks)
     return Networks(model, theta, encoder.to(device))

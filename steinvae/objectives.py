@@ -1,60 +1,26 @@
 """One training update by each method: gradients for the optimiser from one minibatch.
 
-`stein_vae` is Algorithm 1 of Pu et al. 2017; `vae` (Kingma & Welling 2014) and `iwae` (Burda et al.
-2016) are the baselines, with the same networks, the same prior over theta and the same code path.
+`stein_vae` is Algorithm 1 of Pu et al. 2017 and `stein_viwae` its section 3; `baselines` has the
+methods they are compared with, on the same networks, the same prior over theta and the same code
+path.
 
 Shapes: M decoders of P parameters, B images, S codes an image, d code dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import log
-from typing import NamedTuple
-
-import torch
 from torch import Tensor
 
 from stein_kernels import kernel_stein_discrepancy
+from steinvae.baselines import BASELINES, iwae, vae
 from steinvae.config import MethodConfig
+from steinvae.gradients import Batch, Gradients, Objective, code_spread, encoder_gradients
 from steinvae.networks import Networks
-from steinvae.recognition import GaussianEncoder
+from steinvae.pairs import Pairing
 from steinvae.stein import Scores, code_direction, posterior_scores, theta_direction
+from steinvae.weights import effective_samples, group_weights, log_prior_over_q, printed_weights
 
-
-class Batch(NamedTuple):
-    """One minibatch with all the randomness of its update."""
-
-    pixels: Tensor
-    """(B, X) in [0, 1]."""
-
-    noise: Tensor
-    """(B or 1, S, d) standard normal."""
-
-    permutation: Tensor | None = None
-    """(S,) order in which codes are dealt to decoders (`strat` pairing)."""
-
-    monitor: bool = False
-    """Whether to compute statistics that cost extra."""
-
-
-class Gradients(NamedTuple):
-    """Descent gradients, ready for an optimiser, and what to log."""
-
-    theta: Tensor
-    """(M, P)."""
-
-    eta: list[Tensor]
-    """In the order of `Networks.eta()`."""
-
-    stats: dict[str, Tensor]
-    """Scalars: distortion = mean of -log p(x | z) in nats an image, and others."""
-
-    targets: Tensor | None = None
-    """(B, S, d) moved codes for further regression steps of the encoder (K > 1)."""
-
-
-Objective = Callable[[Networks, Batch, MethodConfig, int], Gradients]
+__all__ = ["OBJECTIVES", "Batch", "Gradients", "iwae", "stein_vae", "stein_viwae", "vae"]
 
 
 def stein_vae(networks: Networks, batch: Batch, method: MethodConfig, data_size: int) -> Gradients:
@@ -70,21 +36,119 @@ def stein_vae(networks: Networks, batch: Batch, method: MethodConfig, data_size:
         codes,
         batch.pixels,
         data_size=data_size,
-        pairing=method.pairing,
-        permutation=batch.permutation,
+        pairing=Pairing(method.pairing, permutation=batch.permutation),
     )
-    left_out = method.self_term == "leave_one_out"
+    return _move(networks, batch, method, data_size, codes, scores)
+
+
+def stein_viwae(
+    networks: Networks, batch: Batch, method: MethodConfig, data_size: int
+) -> Gradients:
+    """Section 3: groups of k codes, importance weights normalised within each group.
+
+    `weights` says what they act on: the decoders' score (`theta`: corollary 3.1 with Z marginalised
+    in score and weight alike), the codes' direction (`z`: eq. 13), `both`, or both directions with
+    the weights as eqs. 12 and 13 print them (`paper`; decoders then come in groups of k too). In a
+    group of one every weight is 1: Stein VAE.
+    """
+    if method.importance_samples == 1:
+        return stein_vae(networks, batch, method, data_size)
+    group, kind = method.importance_samples, method.weights
+    codes = networks.encoder(batch.pixels, batch.noise)
+    pairing = Pairing(method.pairing, group, batch.permutation, sliced=kind == "paper")
+    log_ratio = None
+    if kind != "none":
+        log_ratio = log_prior_over_q(
+            networks.encoder,
+            codes.detach(),
+            batch.pixels,
+            batch.noise,
+            estimator=method.log_q,
+            bandwidth=method.bandwidth,
+        )
+    scores = posterior_scores(
+        networks.model,
+        networks.theta,
+        codes,
+        batch.pixels,
+        data_size=data_size,
+        pairing=pairing,
+        log_ratio=log_ratio if kind in ("theta", "both") else None,
+    )
+    weights = _Weights()
+    if log_ratio is not None:
+        weights = _weigh(scores, log_ratio, pairing, method, networks.theta.particles)
+    return _move(networks, batch, method, data_size, codes, scores, weights)
+
+
+class _Weights:
+    """Weights of the two directions, where they have any, and what to log of them."""
+
+    def __init__(
+        self,
+        codes: Tensor | None = None,
+        theta: Tensor | None = None,
+        stats: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.codes, self.theta, self.stats = codes, theta, stats or {}
+
+
+def _weigh(
+    scores: Scores, log_ratio: Tensor, pairing: Pairing, method: MethodConfig, decoders: int
+) -> _Weights:
+    group = pairing.group
+    if scores.weights is not None and method.weights == "theta":
+        return _Weights(stats={"effective_samples": effective_samples(scores.weights, group)})
+    if method.weights == "paper":
+        log_weights = scores.log_likelihood + pairing.deal(log_ratio, decoders)
+        printed = printed_weights(log_weights, decoders // group, group)
+        stats = {
+            "effective_samples": effective_samples(printed.codes, group),
+            "effective_decoders": effective_samples(printed.theta, group),
+        }
+        tuples = log_ratio.shape[1] // group
+        to_theta = printed.theta.repeat(decoders // group) / (decoders // group)
+        return _Weights(printed.codes.repeat(1, tuples), to_theta, stats)
+    # One decoder is a draw of theta; several are averaged as densities, not as logarithms.
+    log_likelihood = scores.log_likelihood
+    if method.pairing == "full":
+        log_likelihood = log_likelihood.logsumexp(0, keepdim=True)
+    weights = group_weights(pairing.collect(log_likelihood) + log_ratio, group)
+    return _Weights(weights, stats={"effective_samples": effective_samples(weights, group)})
+
+
+def _move(
+    networks: Networks,
+    batch: Batch,
+    method: MethodConfig,
+    data_size: int,
+    codes: Tensor,
+    scores: Scores,
+    weights: _Weights | None = None,
+) -> Gradients:
+    """Both directions from the scores, and the encoder's gradient from the codes'."""
+    weights = weights or _Weights()
     drawn = codes.detach()
     to_codes = code_direction(
-        drawn, scores.codes, bandwidth=method.bandwidth, leave_one_out=left_out
+        drawn,
+        scores.codes,
+        bandwidth=method.bandwidth,
+        leave_one_out=method.self_term == "leave_one_out",
+        weights=weights.codes,
+        group=method.importance_samples,
     )
     to_theta = theta_direction(
-        networks.theta.flat, scores.theta, bandwidth=method.theta_bandwidth, data_size=data_size
+        networks.theta.flat,
+        scores.theta,
+        bandwidth=method.theta_bandwidth,
+        data_size=data_size,
+        weights=weights.theta,
     )
+    stats = _stein_stats(drawn, scores, to_codes, method, batch.monitor)
     return Gradients(
         theta=-to_theta,
         eta=encoder_gradients(networks, codes, to_codes),
-        stats=_stein_stats(drawn, scores, to_codes, method, batch.monitor),
+        stats=stats | weights.stats,
         targets=drawn + method.code_step * to_codes if method.regression_steps > 1 else None,
     )
 
@@ -97,66 +161,11 @@ def regression_gradients(
     return encoder_gradients(networks, codes, (targets - codes.detach()) / step_size)
 
 
-def encoder_gradients(networks: Networks, codes: Tensor, direction: Tensor) -> list[Tensor]:
-    """-1/(B S) sum_bs J_bs^T direction_bs, J the Jacobian of a code in the encoder's parameters."""
-    images, samples, _ = codes.shape
-    cotangent = direction / (-images * samples)
-    return list(torch.autograd.grad(codes, networks.eta(), grad_outputs=cotangent))
-
-
-def vae(networks: Networks, batch: Batch, method: MethodConfig, data_size: int) -> Gradients:
-    """Negative ELBO with a Gaussian encoder: distortion by S reparameterised codes, rate exact."""
-    mean, log_sigma, codes = _gaussian_codes(networks, batch)
-    leaves = networks.theta.leaves()
-    log_likelihood = networks.model.log_likelihood(leaves, codes[None], batch.pixels)
-    rate = 0.5 * (mean.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(-1)
-    negative_elbo = (rate - log_likelihood.mean((0, 2))).mean()
-    stats = {"negative_elbo": negative_elbo, "rate": rate.mean()}
-    return _descend(networks, leaves, negative_elbo, log_likelihood, codes, stats, data_size)
-
-
-def iwae(networks: Networks, batch: Batch, method: MethodConfig, data_size: int) -> Gradients:
-    """Negative importance-weighted bound of S codes: -log mean_s p(x, z_s) / q(z_s | x)."""
-    _, log_sigma, codes = _gaussian_codes(networks, batch)
-    leaves = networks.theta.leaves()
-    log_likelihood = networks.model.log_likelihood(leaves, codes[None], batch.pixels)
-    # log p(z) - log q(z | x): the factors (2 pi)^(-d/2) cancel.
-    noise = batch.noise.square().sum(-1)
-    log_ratio = 0.5 * (noise - codes.square().sum(-1)) + log_sigma.sum(-1, keepdim=True)
-    bound = (log_likelihood[0] + log_ratio).logsumexp(-1) - log(codes.shape[1])
-    stats = {"negative_bound": -bound.mean()}
-    return _descend(networks, leaves, -bound.mean(), log_likelihood, codes, stats, data_size)
-
-
-OBJECTIVES: dict[str, Objective] = {"stein_vae": stein_vae, "vae": vae, "iwae": iwae}
-
-
-def _gaussian_codes(networks: Networks, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    encoder = networks.encoder
-    if not isinstance(encoder, GaussianEncoder):
-        raise TypeError(f"vae and iwae need a Gaussian encoder, got {type(encoder).__name__}")
-    mean, log_sigma = encoder.moments(encoder.features(batch.pixels))
-    return mean, log_sigma, mean[:, None] + log_sigma.exp()[:, None] * batch.noise
-
-
-def _descend(
-    networks: Networks,
-    leaves: dict[str, Tensor],
-    loss: Tensor,
-    log_likelihood: Tensor,
-    codes: Tensor,
-    stats: dict[str, Tensor],
-    data_size: int,
-) -> Gradients:
-    """Gradients of a bound per image; the prior N(0, I) of theta adds theta / N, as for Stein."""
-    gradients = torch.autograd.grad(loss, [*leaves.values(), *networks.eta()])
-    to_theta = networks.theta.flatten(gradients[: len(leaves)])
-    shared = {"distortion": -log_likelihood.mean(), "code_spread": _spread(codes)}
-    return Gradients(
-        theta=to_theta + networks.theta.flat / data_size,
-        eta=list(gradients[len(leaves) :]),
-        stats={name: value.detach() for name, value in (shared | stats).items()},
-    )
+OBJECTIVES: dict[str, Objective] = {
+    "stein_vae": stein_vae,
+    "stein_viwae": stein_viwae,
+    **BASELINES,
+}
 
 
 def _stein_stats(
@@ -164,7 +173,7 @@ def _stein_stats(
 ) -> dict[str, Tensor]:
     stats = {
         "distortion": -scores.log_likelihood.mean(),
-        "code_spread": _spread(codes),
+        "code_spread": code_spread(codes),
         "direction": direction.square().sum(-1).mean().sqrt(),
     }
     if monitor:
@@ -174,11 +183,3 @@ def _stein_stats(
         )
         stats["stein_discrepancy"] = discrepancy.mean()
     return stats
-
-
-def _spread(codes: Tensor) -> Tensor:
-    """Root mean square over images and dimensions of the codes' deviation from their image's mean.
-
-    Zero for a single code. Divided by S, so that it is defined for S = 1.
-    """
-    return codes.detach().var(dim=1, correction=0).mean().sqrt()

@@ -114,7 +114,7 @@ def describe(trainer: Trainer, estimate: Estimate, selected: int) -> dict[str, A
     """The content of result.json."""
     config, count = trainer.config, trainer.networks.parameter_count()
     method = config.method
-    own = {"self_term": method.self_term} if method.name == "stein_vae" else {}
+    own = {"self_term": method.self_term} if method.is_stein else {}
     return {
         "method": method.name,
         **own,

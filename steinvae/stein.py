@@ -1,7 +1,8 @@
-"""Stein directions for codes and decoders: Pu et al. 2017, eqs. 3 to 7, and the lines we correct.
+"""Stein directions for codes and decoders: Pu et al. 2017, eqs. 3 to 7, 12 and 13, corrected.
 
-Shapes: M decoders of P parameters, B images, S codes an image (the paper's M), d code dimensions,
-N images in the data set. All scores and directions ascend: they point to higher log density.
+Shapes: M decoders of P parameters, B images, S codes an image (the paper's M, or M k for VIWAE), d
+code dimensions, N images in the data set. All scores and directions ascend: they point to higher
+log density.
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stein_kernels import svgd_direction
+from stein_kernels import median_bandwidth, svgd_direction
 from steinvae.models import GenerativeModel
+from steinvae.pairs import PairGradients, Pairing, pair_gradients
 from steinvae.particles import ParticleEnsemble
+
+PAIRS_AT_ONCE = 2**27
+"""Numbers that the decoders put out in one backward pass, 0.5 GB in float32; a larger minibatch is
+decoded in chunks of images, at the least one."""
 
 
 class Scores(NamedTuple):
@@ -24,28 +30,14 @@ class Scores(NamedTuple):
     """(B, S, d): grad_z [ log p(z) + mean_m log p(x | z, theta_m) ], one image, no factor N."""
 
     theta: Tensor
-    """(M, P): grad_theta [ log p(theta) + N/B sum_b mean_s log p(x_b | z_bs, theta) ]."""
+    """(M, P): grad_theta [ log p(theta) + N/B sum_b mean_s log p(x_b | z_bs, theta) ]; with weights
+    the mean over s is the mean over groups of sum_i w_i."""
 
     log_likelihood: Tensor
     """(M, B, n) nats, of the pairs that were evaluated."""
 
-
-def deal_codes(
-    codes: Float[Tensor, "B S d"], decoders: int, permutation: Tensor | None
-) -> Float[Tensor, "M B n d"]:
-    """Split every image's codes into one block per decoder (`strat` pairing).
-
-    Decoder m gets block m of the permuted codes, so S pairs an image are evaluated instead of M S.
-    Both scores stay unbiased. Shapes: codes (B, S, d), permutation (S,) -> (M, B, S / M, d).
-    """
-    count = codes.shape[1]
-    if count % decoders:
-        raise ValueError(
-            f"pairing strat: code_particles must be a multiple of {decoders}, got {count}"
-        )
-    if permutation is not None:
-        codes = codes.index_select(1, permutation)
-    return codes.unflatten(1, (decoders, count // decoders)).transpose(0, 1)
+    weights: Tensor | None = None
+    """(M, B, n) importance weights of those pairs, each group summing to 1."""
 
 
 def posterior_scores(
@@ -55,30 +47,55 @@ def posterior_scores(
     pixels: Float[Tensor, "B X"],
     *,
     data_size: int,
-    pairing: str = "full",
+    pairing: str | Pairing = "full",
     permutation: Tensor | None = None,
+    log_ratio: Float[Tensor, "B S"] | None = None,
 ) -> Scores:
     """Both scores from one decoder forward and one backward pass.
 
     With uniform weights the two scores differ from the gradient of the plain sum of log-likelihoods
-    by scalar factors only. The priors N(0, I) enter once (eq. 3 prints p(theta) inside the sum over
-    n, which would count it N times); N/B scales a minibatch's likelihood to the data set.
+    by scalar factors only. With `log_ratio` = log p(z) - log q(z | x) the decoders' likelihood is
+    weighted as in the importance-weighted bound (Burda et al. 2016), the codes' is not:
 
-    Shapes: codes (B, S, d), pixels (B, X).
+        g_m = grad log p(theta_m) + N/B sum_bj sum_i w_bji grad log p(x_b | z_bji, theta_m) / groups
+
+    with w the softmax over i of log p(x, z_ji | theta_m) - log q(z_ji | x), per image and decoder.
+    The priors N(0, I) enter once (eq. 3 prints p(theta) inside the sum over n, which would count it
+    N times); N/B scales a minibatch's likelihood to the data set.
+
+    Shapes: codes (B, S, d), pixels (B, X), log_ratio (B, S).
     """
-    with torch.enable_grad():
-        free = codes.detach().requires_grad_()
-        leaves = theta.leaves()
-        strat = pairing == "strat"
-        dealt = deal_codes(free, theta.particles, permutation) if strat else free[None]
-        log_likelihood = model.log_likelihood(leaves, dealt, pixels)
-        to_codes, *to_theta = torch.autograd.grad(log_likelihood.sum(), [free, *leaves.values()])
-    _, images, evaluated = log_likelihood.shape
-    decoders_per_code = 1 if strat else theta.particles
+    if isinstance(pairing, str):
+        pairing = Pairing(pairing, permutation=permutation)
+    outputs = codes.shape[1] * pairing.decoders_per_code(theta.particles) * pixels.shape[1]
+    chunk = max(1, PAIRS_AT_ONCE // outputs)
+    parts = []
+    for start in range(0, len(pixels), chunk):
+        rows = slice(start, start + chunk)
+        ratio = None if log_ratio is None else log_ratio[rows]
+        parts.append(pair_gradients(model, theta, codes[rows], pixels[rows], pairing, ratio))
+    gradients = parts[0] if len(parts) == 1 else _join(parts)
+    _, images, evaluated = gradients.log_likelihood.shape
+    terms = images * (evaluated if log_ratio is None else evaluated // pairing.group)
     return Scores(
-        codes=to_codes / decoders_per_code - codes.detach(),
-        theta=theta.flatten(to_theta) * (data_size / (images * evaluated)) - theta.flat,
-        log_likelihood=log_likelihood.detach(),
+        codes=gradients.codes - codes.detach(),
+        theta=gradients.theta * (data_size / terms) - theta.flat,
+        log_likelihood=gradients.log_likelihood,
+        weights=gradients.weights,
+    )
+
+
+def _join(parts: list[PairGradients]) -> PairGradients:
+    """Chunks of images: codes and pairs side by side, theta summed."""
+    total = parts[0].theta
+    for part in parts[1:]:
+        total = total + part.theta
+    weights = [part.weights for part in parts if part.weights is not None]
+    return PairGradients(
+        codes=torch.cat([part.codes for part in parts]),
+        theta=total,
+        log_likelihood=torch.cat([part.log_likelihood for part in parts], dim=1),
+        weights=torch.cat(weights, dim=1) if weights else None,
     )
 
 
@@ -88,14 +105,39 @@ def code_direction(
     *,
     bandwidth: str | float,
     leave_one_out: bool,
+    weights: Float[Tensor, "B S"] | None = None,
+    group: int = 1,
 ) -> Float[Tensor, "B S d"]:
     """Direction of every code among the codes of its own image, eq. 5: (B, S, d) -> (B, S, d).
 
     Codes are drawn afresh at every step. Averaging over all of them, j' = j included, then has the
     wrong fixed point: the variance collapses to about 0.1 at d = 50, M = 100. Leaving j' = j out
     and dividing by M - 1 (the default) is unbiased. See docs/method.md.
+
+    `weights` (eq. 13) sum to 1 over groups of `group` codes times the number of groups. What a code
+    leaves out is then its whole group, whose weights depend on it; a single group leaves out the
+    code alone and is renormalised.
     """
-    return svgd_direction(codes, score, bandwidth=bandwidth, leave_one_out=leave_one_out)
+    groups = codes.shape[1] // group
+    if weights is None:
+        return svgd_direction(codes, score, bandwidth=bandwidth, leave_one_out=leave_one_out)
+    weights = weights / groups
+    if not leave_one_out or groups == 1:
+        return svgd_direction(
+            codes, score, weights=weights, bandwidth=bandwidth, leave_one_out=leave_one_out
+        )
+    if isinstance(bandwidth, str):
+        h = median_bandwidth(codes, rule=bandwidth)
+    else:
+        h = codes.new_full(codes.shape[:1], bandwidth)
+    every = svgd_direction(codes, score, weights=weights, bandwidth=h)
+    within = svgd_direction(
+        codes.unflatten(1, (groups, group)),
+        score.unflatten(1, (groups, group)),
+        weights=weights.unflatten(1, (groups, group)),
+        bandwidth=h[:, None].expand(-1, groups),
+    )
+    return (every - within.flatten(1, 2)) * (groups / (groups - 1))
 
 
 def theta_direction(
@@ -104,10 +146,12 @@ def theta_direction(
     *,
     bandwidth: str | float,
     data_size: int,
+    weights: Float[Tensor, " M"] | None = None,
 ) -> Float[Tensor, "M P"]:
     """Direction of every decoder among all decoders, eq. 3, divided by N: (M, P) -> (M, P).
 
     Decoders persist from step to step, so each needs its own score: j' = j stays in. Dividing by N
-    leaves the fixed point alone and makes gradients of order one for the optimiser.
+    leaves the fixed point alone and makes gradients of order one for the optimiser. `weights` sum
+    to 1 (eq. 12).
     """
-    return svgd_direction(theta, score, bandwidth=bandwidth) / data_size
+    return svgd_direction(theta, score, weights=weights, bandwidth=bandwidth) / data_size

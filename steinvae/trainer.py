@@ -18,9 +18,10 @@ from steinvae import checkpoint
 from steinvae.config import Config
 from steinvae.data import BatchSampler, Dataset, step_generator
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
+from steinvae.gradients import Batch
 from steinvae.logging import MetricsWriter, Progress
 from steinvae.networks import Networks, build_networks
-from steinvae.objectives import OBJECTIVES, Batch, regression_gradients
+from steinvae.objectives import OBJECTIVES, regression_gradients
 from steinvae.optimizer import Optimizer, learning_rate
 from steinvae.signals import StopRequest
 
@@ -124,7 +125,7 @@ class Trainer:
         pixels = self.dataset.train.batch(indices, step_generator(seed, step, "binarization"))
         generator = step_generator(seed, step, "noise")
         rows = 1 if method.shared_noise else len(indices)
-        shape = (rows, method.code_particles, self.config.model.codes)
+        shape = (rows, method.codes_per_image, self.config.model.codes)
         noise = torch.randn(shape, generator=generator)
         order = torch.randperm(method.code_particles, generator=generator)
         pixels, noise, order = (item.to(self.device) for item in (pixels, noise, order))

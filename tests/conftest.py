@@ -16,7 +16,16 @@ from jaxtyping import install_import_hook
 
 # Shapes and types in steinvae's annotations are checked at every call, from before it is imported.
 # The hook wants the checker by a dotted name; an int passes for a float, as PEP 484 has it.
-SHAPED = ("density", "models", "particles", "recognition", "spectral", "stein")
+SHAPED = (
+    "density",
+    "models",
+    "pairs",
+    "particles",
+    "recognition",
+    "spectral",
+    "stein",
+    "weights",
+)
 checker = types.ModuleType("shape_checker")
 checker.checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # type: ignore[attr-defined]
 sys.modules[checker.__name__] = checker

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from steinvae.config import MethodConfig
+from steinvae.gradients import Batch, encoder_gradients
 from steinvae.models.mlp import BernoulliMlp
 from steinvae.networks import Networks
-from steinvae.objectives import Batch, encoder_gradients, regression_gradients, stein_vae
-from steinvae.stein import deal_codes, posterior_scores, theta_direction
+from steinvae.objectives import regression_gradients, stein_vae
+from steinvae.pairs import deal_codes
+from steinvae.stein import posterior_scores, theta_direction
 
 close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
 

@@ -36,6 +36,14 @@ WRONG = [
     ("model", {"codes": 0}, "model.codes"),
     ("model", {"hidden": ()}, "model.hidden"),
     ("model", {"hidden": (64, 0)}, "model.hidden"),
+    ("model", {"flow_blocks": 0}, "model.flow_blocks"),
+    ("method", {"importance_samples": 0}, "method.importance_samples"),
+    ("method", {"name": "stein_viwae", "log_q": "track"}, "method.log_q"),
+    (
+        "method",
+        {"name": "stein_viwae", "code_particles": 1, "importance_samples": 1},
+        "method.code_particles",
+    ),
     ("method", {"code_particles": 0}, "method.code_particles"),
     ("method", {"code_particles": 1}, "method.code_particles"),
     ("method", {"theta_particles": 0}, "method.theta_particles"),
@@ -86,6 +94,27 @@ def test_negative_seed_is_refused():
 def test_one_code_is_enough_where_no_other_is_needed():
     assert MethodConfig(code_particles=1, self_term="include").code_particles == 1
     assert MethodConfig(name="vae", code_particles=1).code_particles == 1
+
+
+@pytest.mark.parametrize("encoder", ["residual", "concat"])
+def test_exact_density_of_an_encoder_that_folds_is_refused(encoder):
+    model = ModelConfig(encoder=encoder)
+    weighted = MethodConfig(name="stein_viwae", log_q="jac")
+    with pytest.raises(ValueError, match=rf"method\.log_q must be .*encoder {encoder}.* got 'jac'"):
+        Config(model=model, method=weighted)
+    Config(model=model, method=MethodConfig(name="stein_viwae", log_q="jac", weights="none"))
+    Config(model=model, method=MethodConfig(log_q="jac"))  # stein_vae has no weights
+    Config(method=weighted)
+
+
+def test_codes_and_decoders_are_counted_in_groups():
+    groups = {"code_particles": 4, "importance_samples": 3, "theta_particles": 2}
+    method = MethodConfig(name="stein_viwae", **groups)
+    assert (method.codes_per_image, method.decoders) == (12, 2)
+    printed = MethodConfig(name="stein_viwae", weights="paper", **groups)
+    assert (printed.codes_per_image, printed.decoders) == (12, 6)
+    assert MethodConfig(**groups).codes_per_image == 4
+    assert MethodConfig(name="iwae", **groups).codes_per_image == 4
 
 
 @pytest.mark.parametrize("name", ["vae", "iwae"])

@@ -51,6 +51,8 @@ CASES = {
     "dynamic": {"data": {"binarization": "dynamic"}},
     "strat": {"method": {"theta_particles": 5, "pairing": "strat"}},
     "regression": {"method": {"regression_steps": 2}},
+    "viwae": {"method": {"name": "stein_viwae", "theta_particles": 5, "pairing": "strat"}},
+    "blocks": {"model": {"flow_blocks": 2}},
     "vae": {"method": {"name": "vae"}},
 }
 

@@ -35,6 +35,9 @@ METHODS = {
     "shared": {"shared_noise": True},
     "median": {"bandwidth": "median", "theta_bandwidth": "median_squared"},
     "number": {"bandwidth": 0.7},
+    "viwae": {"name": "stein_viwae", "code_particles": 2},
+    "viwae jac": {"name": "stein_viwae", "code_particles": 2, "log_q": "jac"},
+    "viwae both": {"name": "stein_viwae", "code_particles": 2, "weights": "both"},
 }
 
 

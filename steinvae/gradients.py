@@ -1,0 +1,65 @@
+"""What an update takes in and gives out, whatever the method is.
+
+Shapes: M decoders of P parameters, B images, S codes an image, d code dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steinvae.config import MethodConfig
+from steinvae.networks import Networks
+
+
+class Batch(NamedTuple):
+    """One minibatch with all the randomness of its update."""
+
+    pixels: Tensor
+    """(B, X) in [0, 1]."""
+
+    noise: Tensor
+    """(B or 1, S, d) standard normal."""
+
+    permutation: Tensor | None = None
+    """(groups,) order in which groups of codes are dealt to decoders (`strat` pairing)."""
+
+    monitor: bool = False
+    """Whether to compute statistics that cost extra."""
+
+
+class Gradients(NamedTuple):
+    """Descent gradients, ready for an optimiser, and what to log."""
+
+    theta: Tensor
+    """(M, P)."""
+
+    eta: list[Tensor]
+    """In the order of `Networks.eta()`."""
+
+    stats: dict[str, Tensor]
+    """Scalars: distortion = mean of -log p(x | z) in nats an image, and others."""
+
+    targets: Tensor | None = None
+    """(B, S, d) moved codes for further regression steps of the encoder (K > 1)."""
+
+
+Objective = Callable[[Networks, Batch, MethodConfig, int], Gradients]
+
+
+def encoder_gradients(networks: Networks, codes: Tensor, direction: Tensor) -> list[Tensor]:
+    """-1/(B S) sum_bs J_bs^T direction_bs, J the Jacobian of a code in the encoder's parameters."""
+    images, samples, _ = codes.shape
+    cotangent = direction / (-images * samples)
+    return list(torch.autograd.grad(codes, networks.eta(), grad_outputs=cotangent))
+
+
+def code_spread(codes: Tensor) -> Tensor:
+    """Root mean square over images and dimensions of the codes' deviation from their image's mean.
+
+    Zero for a single code. Divided by S, so that it is defined for S = 1.
+    """
+    return codes.detach().var(dim=1, correction=0).mean().sqrt()
