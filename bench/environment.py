@@ -11,7 +11,6 @@ import subprocess
 from pathlib import Path
 
 import torch
-from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,6 +65,8 @@ def commit() -> str:
 
 def set_threads(count: int) -> None:
     """Threads of torch and of any other OpenMP runtime in the process: KeOps may bring its own."""
+    from threadpoolctl import threadpool_limits  # here: a GPU machine may not have it
+
     torch.set_num_threads(count)
     threadpool_limits(limits=count)
 

@@ -192,6 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, on tiny problems")
     options = parser.parse_args(arguments)
     out = options.out.absolute()
+    if (out / "phases.jsonl").exists():
+        parser.error(f"{out} holds an earlier run: name another folder")
     outcomes = run(phases(out, options.dry_run), out, 60 * options.minutes)
     missed = [outcome.phase for outcome in outcomes if outcome.status != "ok"]
     print(f"not ok: {', '.join(missed)}" if missed else "all phases ok")
