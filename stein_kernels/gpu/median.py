@@ -30,12 +30,15 @@ SEARCHING, SEPARATED, DONE = range(3)  # its status
 
 # Pairs up to this number: pairs of the sample. +- 4 standard errors hold a share 4 / sqrt(sample)
 # of the pairs. Few pairs are counted three times rather than sampled.
-SAMPLES = ((2**16, 0), (2**27, 2**16), (2**30, 2**19), (2**62, 2**22))
+SAMPLES = ((2**16, 0), (2**20, 2**14), (2**27, 2**16), (2**30, 2**19), (2**62, 2**22))
 SPREAD = 4.0  # standard errors; misses 6 of 1e5 sets, which cost a pass each
-DEPTHS = (64, 256, 512)  # values that a bin may keep in each row
-ROWS = 32  # rows of bins for few sets: programs that meet ties do not wait at one counter
-FEW_SETS = 4
-KEPT = 2**25  # values that all sets may keep together: 128 MB in float32
+# Rows of bins and values that a bin keeps in each. Programs that meet ties wait at one counter less
+# where they have 32 to share; where there are many sets, one row is enough.
+SHAPES = ((32, 64), (32, 256), (32, 512), (1, 64), (1, 256), (1, 512))
+# Of the sets that are searched at once:
+KEPT = 2**25  # values kept in bins: 128 MB in float32
+BIN_BYTES = 2**16  # kept in one bin by all rows: more would spill the registers of Triton's refine
+SAMPLED = 2**22  # pairs of all samples, which take 28 bytes each to sort
 
 
 class Plan(NamedTuple):
@@ -45,6 +48,7 @@ class Plan(NamedTuple):
     rows: int  # rows of bins
     depth: int  # values that a bin keeps in each row
     rounds: int  # passes that the worst data needs
+    sets: int = 1  # searched at once
 
 
 def plan(batch: int, count: int, dtype: torch.dtype) -> Plan:
@@ -54,14 +58,26 @@ def plan(batch: int, count: int, dtype: torch.dtype) -> Plan:
     # From 31 or 63 bits to one value; a bracket that missed leaves all but its own place to search.
     rounds = math.ceil((63 if dtype == torch.float64 else 31) / BIN_BITS) + (sample > 0)
     if not sample:
-        return Plan(0, 1, 0, rounds)
-    rows = ROWS if batch <= FEW_SETS else 1
-    # A bracket of any width has at least half the bins.
-    mean = pairs * SPREAD / math.sqrt(sample) / (BINS // 2) / rows
-    wanted = mean + 4 * math.sqrt(mean)
-    allowed = KEPT // (batch * rows * BINS)
-    fitting = [depth for depth in DEPTHS if wanted <= depth <= allowed]
-    return Plan(sample, rows, fitting[0] if fitting else DEPTHS[0], rounds)
+        return _in_groups(Plan(0, 1, 0, rounds), batch, KEPT // (4 * BINS))
+    inside = pairs * SPREAD / math.sqrt(sample) / (BINS // 2)  # of a bin: half of them or more fill
+
+    def roomy(rows: int, depth: int) -> bool:
+        mean = inside / rows
+        return mean + 4 * math.sqrt(mean) <= depth and rows * depth * dtype.itemsize <= BIN_BYTES
+
+    fitting = [shape for shape in SHAPES if roomy(*shape)]
+    at_once = [shape for shape in fitting if batch * shape[0] * shape[1] * BINS <= KEPT]
+    # Too many pairs for any shape: the first pass narrows the bracket to a bin, the second keeps.
+    leanest = sorted(fitting, key=lambda shape: shape[0] * shape[1])
+    rows, depth = (at_once or leanest or SHAPES)[0]
+    sets = min(KEPT // (rows * depth * BINS), SAMPLED // sample)
+    return _in_groups(Plan(sample, rows, depth, rounds), batch, sets)
+
+
+def _in_groups(chosen: Plan, batch: int, most: int) -> Plan:
+    """Groups of equal size, of at most so many sets."""
+    groups = max(1, -(-batch // most))
+    return chosen._replace(sets=max(1, -(-batch // groups)))
 
 
 def median_distance(kernels: Any, x: Tensor) -> Tensor:
@@ -84,7 +100,7 @@ def median_distance(kernels: Any, x: Tensor) -> Tensor:
         return torch.where(finite, ones, math.nan)
     fallback = root_mean_square(cloud[..., :m])
     cloud[..., m:].fill_(math.nan)
-    median = search(kernels, cloud, m, False, plan(b, m, cloud.dtype))
+    median = _search_all(kernels, cloud, m, False)
     median = torch.where(median > 0, median, fallback)
     return torch.where(finite, median, math.nan)
 
@@ -105,8 +121,7 @@ def median_of_distances(kernels: Any, squared: Tensor, fallback: Tensor | None =
     instead = squared.new_zeros(b) if fallback is None else fallback.to(squared.dtype)
     if b == 0 or m < 2:
         return instead.clone()
-    shape = plan(b, m, squared.dtype)
-    median = search(kernels, squared.contiguous(), m, True, shape)
+    median = _search_all(kernels, squared.contiguous(), m, True)
     return torch.where(median > 0, median, instead)
 
 
@@ -121,6 +136,12 @@ def root_mean_square(points: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(deviation, dim=2).double()
     mean = torch.linalg.vector_norm(norm, dim=1) * math.sqrt(2 / (points.shape[2] - 1))
     return torch.where(mean > 0, mean, 1.0).to(points.dtype)
+
+
+def _search_all(kernels: Any, points: Tensor, count: int, stored: bool) -> Tensor:
+    shape = plan(points.shape[0], count, points.dtype)
+    groups = points.split(shape.sets)
+    return torch.cat([search(kernels, group, count, stored, shape) for group in groups])
 
 
 def search(

@@ -16,12 +16,14 @@ each other at one counter.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from stein_kernels.triton import tiles
+from stein_kernels.triton.configs import Tile
 from stein_kernels.triton.specialisation import Specialisation
 
 BINS = tl.constexpr(2048)
@@ -40,19 +42,15 @@ SEPARATED = tl.constexpr(1)
 DONE = tl.constexpr(2)
 
 
-class Tile(NamedTuple):
-    """Tile of pairs of a pass, (particles, particles)."""
-
-    particles: int
-    warps: int
-
-
-TILES = {"fp32": Tile(64, 4), "fp64": Tile(64, 4)}
-PROGRAMS = 1188  # of a pass: 9 for each of 132 multiprocessors, which hold 3 at a time
+# Tiles of pairs of a pass, and what a thread keeps of them.
+TILES = {"fp32": Tile(64, 64, 8, 4), "fp64": Tile(64, 64, 8, 4)}
+PROGRAMS = 1584  # of a pass: 12 for each of 132 multiprocessors, which hold 2 or 3 at a time
 # Rows of the histogram and values that a bin keeps in each; depth 0 keeps none.
-SHAPES = ((1, 0), (1, 64), (1, 256), (1, 512), (32, 64), (32, 256), (32, 512))
+_SHALLOW = ((1, 0), (1, 64), (1, 256), (1, 512), (32, 64), (32, 256))
+SHAPES = {"fp32": (*_SHALLOW, (32, 512)), "fp64": _SHALLOW}
 SAMPLES = 256  # pairs of one sampling program
-REFINE_WARPS = 16
+REFINE_WARPS = 8
+_HELD = tl.constexpr(2048)  # values of a bin that a refine looks at together
 _PITCH = tl.constexpr(128)  # particles that a packed cloud is padded to a multiple of
 
 
@@ -128,24 +126,30 @@ def _sample(
 
 
 @triton.jit
-def _squared(base, pitch, count, features, first, last, TILE: tl.constexpr, STORED: tl.constexpr):
-    """Squared distances between two tiles of particles; NaN where there is no pair i < j."""
-    row = first * TILE + tl.arange(0, TILE)
-    column = last * TILE + tl.arange(0, TILE)
+def _squared(base, pitch, count, features, first, last, SHAPE: tl.constexpr, STORED: tl.constexpr):
+    """Squared distances of a tile of pairs; NaN where there is no pair i < j."""
+    BR: tl.constexpr = SHAPE[0]
+    BC: tl.constexpr = SHAPE[1]
+    RI: tl.constexpr = SHAPE[2]
+    CI: tl.constexpr = SHAPE[3]
+    row = tiles.pair_rows(first, SHAPE)
+    column = tiles.pair_columns(last, SHAPE)
     nothing = float("nan")
     if STORED:
-        pair = (row[:, None] < column[None, :]) & (column < count)[None, :]
-        at = base + row.to(tl.int64)[:, None] * pitch + column[None, :]
-        total = tl.load(at, mask=pair, other=nothing)
+        pair = (row < column) & (column < count)
+        total = tl.load(base + row.to(tl.int64) * pitch + column, mask=pair, other=nothing)
     else:
-        total = tl.zeros([TILE, TILE], base.dtype.element_ty)
-        for feature in range(features):
-            line = base + feature * pitch
-            difference = tl.load(line + row)[:, None] - tl.load(line + column)[None, :]
+        total = tl.zeros([RI, CI, BR // RI, BC // CI], base.dtype.element_ty)
+        rows = base + row
+        columns = base + column
+        for _ in range(features):
+            difference = tl.load(rows) - tl.load(columns)
             total += difference * difference
+            rows += pitch
+            columns += pitch
         if first == last:
-            total = tl.where(row[:, None] < column[None, :], total, nothing)
-    return total
+            total = tl.where(row < column, total, nothing)
+    return tl.reshape(total, (BR * BC,))  # as the threads hold it: nothing moves
 
 
 @triton.jit(do_not_specialize=["count", "features", "programs", "rows", "depth"])
@@ -159,7 +163,7 @@ def _pass(
     programs,
     rows,
     depth,
-    TILE: tl.constexpr,
+    SHAPE: tl.constexpr,
     STORED: tl.constexpr,
 ):
     program = tl.program_id(0)
@@ -179,21 +183,21 @@ def _pass(
 
     # Tile t pairs row tile t % T with the one t // T further on, around the end: every pair of
     # tiles once for t < T (T + 1) / 2, and one step of `programs` needs no division.
-    tiles = tl.cdiv(count, TILE)
-    turns = (tiles.to(tl.int64) * (tiles + 1) // 2 - turn + programs - 1) // programs
-    row_tile = turn % tiles
-    ahead = turn // tiles
-    row_step = programs % tiles
-    ahead_step = programs // tiles
+    across = tl.cdiv(count, SHAPE[0])
+    turns = (across.to(tl.int64) * (across + 1) // 2 - turn + programs - 1) // programs
+    row_tile = turn % across
+    ahead = turn // across
+    row_step = programs % across
+    ahead_step = programs // across
     below = tl.zeros([], tl.int64)
     top = tl.zeros([], tl.int64)
     bottom = tl.full([], 0x7FFFFFFFFFFFFFFF, tl.int64)
     for _ in range(turns.to(tl.int32)):
         other = row_tile + ahead
-        other = tl.where(other >= tiles, other - tiles, other)
+        other = tl.where(other >= across, other - across, other)
         first = tl.minimum(row_tile, other)
         last = tl.maximum(row_tile, other)
-        value = _squared(base, pitch, count, features, first, last, TILE, STORED)
+        value = _squared(base, pitch, count, features, first, last, SHAPE, STORED)
         floor = _value(low, value)
         if status == SEPARATED:
             most = tl.max(tl.where(value < floor, value, 0.0), axis=None)
@@ -205,14 +209,14 @@ def _pass(
             inside = (value >= floor) & (value <= _value(high - 1, value))
             bits = _bits(value)
             bin = ((bits - low.to(bits.dtype)) >> shift).to(tl.int32) & (BINS - 1)
-            one = tl.full([TILE, TILE], 1, tl.int64)
+            one = tl.full(value.shape, 1, tl.int64)
             slot = tl.atomic_add(histogram + bin, one, mask=inside, sem="relaxed")
             at = bin * depth + slot.to(tl.int32)
             tl.store(buckets + at, value, mask=inside & (slot < depth))
         row_tile += row_step
         ahead += ahead_step
-        around = (row_tile >= tiles).to(tl.int32)
-        row_tile -= around * tiles
+        around = (row_tile >= across).to(tl.int32)
+        row_tile -= around * across
         ahead += around
     if status == SEPARATED:
         tl.atomic_max(state + FIRST, top, sem="relaxed")
@@ -222,20 +226,22 @@ def _pass(
 
 
 @triton.jit
-def _select(buckets, taken, bin, rank, low, shift, ROWS: tl.constexpr, DEPTH: tl.constexpr):
+def _select(buckets, histogram, bin, rank, low, shift, ROWS: tl.constexpr, DEPTH: tl.constexpr):
     """Bits of the value of this rank in a bin that begins at ``low`` and is 2^shift wide."""
-    row = tl.arange(0, ROWS)
+    PART: tl.constexpr = min(ROWS, _HELD // DEPTH)
     slot = tl.arange(0, DEPTH)
-    at = (row.to(tl.int64) * BINS + bin)[:, None] * DEPTH + slot[None, :]
-    kept = slot[None, :] < taken[:, None]
-    bits = _bits(tl.load(buckets + at, mask=kept, other=0.0))
-    place = tl.where(kept, bits - low.to(bits.dtype), -1)  # in the bin; -1 is no value
-    found = tl.zeros([], bits.dtype)
+    found = tl.zeros([], tl.int64)
     for step in range(shift):
-        trial = found + (tl.full([], 1, bits.dtype) << (shift - 1 - step))
-        less = tl.sum(((place >= 0) & (place < trial)).to(tl.int32))
+        trial = found + (tl.full([], 1, tl.int64) << (shift - 1 - step))
+        less = 0
+        for first in range(0, ROWS, PART):
+            row = (first + tl.arange(0, PART)).to(tl.int64) * BINS + bin
+            kept = slot[None, :] < tl.load(histogram + row)[:, None]
+            at = buckets + row[:, None] * DEPTH + slot[None, :]
+            bits = _bits(tl.load(at, mask=kept, other=0.0))
+            less += tl.sum((kept & (bits < (low + trial).to(bits.dtype))).to(tl.int32))
         found = tl.where(less <= rank, trial, found)
-    return low + found.to(tl.int64)
+    return low + found
 
 
 @triton.jit
@@ -291,8 +297,8 @@ def _inside(
         if DEPTH > 0:
             first -= tl.sum(tl.where(bins < a, counts, 0))
             second -= tl.sum(tl.where(bins < b, counts, 0))
-            lower = _select(buckets, in_a, a, first, begin, shift, R, DEPTH)
-            upper = _select(buckets, in_b, b, second, low + b * width, shift, R, DEPTH)
+            lower = _select(buckets, histogram, a, first, begin, shift, R, DEPTH)
+            upper = _select(buckets, histogram, b, second, low + b * width, shift, R, DEPTH)
             _settle(state, lower, upper)
     elif a == b:
         _narrow(state, begin, end)
@@ -363,12 +369,12 @@ def median_pass(
     """Count the pairs of every set that is not done: below its bracket, and by bin in it."""
     tile = TILES["fp64" if points.element_size() == 8 else "fp32"]
     batch, rows, _, depth = buckets.shape
-    across = triton.cdiv(count, tile.particles)
+    across = triton.cdiv(count, tile.rows)
     programs = max(1, min(across * (across + 1) // 2, PROGRAMS // batch))
     _pass[(batch * programs,)](
         *(points, state, histogram, buckets, count, _features(points, stored), programs),
         *(rows, depth),
-        **{"TILE": tile.particles, "STORED": stored, "num_warps": tile.warps},
+        **{"SHAPE": tile[:4], "STORED": stored, **tile.options()},
     )
 
 
@@ -386,7 +392,7 @@ def specialisations() -> Iterator[Specialisation]:
     for dtype in TILES:
         for stored in (False, True):
             yield from _reading(dtype, stored)
-        for rows, depth in SHAPES:
+        for rows, depth in SHAPES[dtype]:
             pointers = {"state": "*i64", "histogram": "*i64", "buckets": f"*{dtype}"}
             yield Specialisation(
                 kernel=_refine,
@@ -418,14 +424,13 @@ def _reading(dtype: str, stored: bool) -> Iterator[Specialisation]:
         )
         own = {"state": "*i64", "histogram": "*i64", "buckets": f"*{dtype}"}
         integers = ("count", "features", "programs", "rows", "depth")
-        constants: dict[str, Any] = {"TILE": tile.particles, "STORED": stored}
+        constants: dict[str, Any] = {"SHAPE": tile[:4], "STORED": stored}
         yield Specialisation(
             kernel=_pass,
             name="median_pass" + name,
             arguments={"points": f"*{dtype}", **own, **dict.fromkeys(integers, "i32")},
             constants=constants,
             aligned=(*points, *own),
-            num_warps=tile.warps,
-            num_stages=3,
+            **tile.options(),
             instruction=None if stored or dtype == "fp64" else "fma",
         )

@@ -51,12 +51,23 @@ def test_sampled_pairs_are_pairs_of_two(kernels):
 
 @pytest.mark.parametrize(
     ("batch", "count", "megabytes"),
-    [(1, 10**6, 40), (64, 5000, 150), (1, 10**5, 150), (8, 20000, 200)],
+    [(1, 10**6, 130), (64, 5000, 250), (1, 10**5, 250), (8, 20000, 250), (4096, 400, 250)],
 )
 def test_workspace_is_bounded(batch, count, megabytes):
+    """Bins, values and what sorting the samples takes, of the sets that are searched at once."""
     chosen = median.plan(batch, count, torch.float32)
-    places = batch * chosen.rows * median.BINS
-    assert 4 * places * chosen.depth + 8 * places + 4 * batch * chosen.sample < megabytes * 2**20
+    assert 0 < chosen.sets <= batch
+    bins = chosen.rows * median.BINS
+    of_set = 4 * bins * chosen.depth + 8 * bins + 28 * chosen.sample
+    assert chosen.sets * of_set < megabytes * 2**20
+
+
+def test_more_sets_than_are_searched_at_once(kernels, monkeypatch):
+    x = gaussian_problem(5, 40, 3).x
+    expected = median.median_distance(kernels, x)
+    monkeypatch.setattr(median, "KEPT", 2 * 4 * median.BINS)
+    assert median.plan(5, 40, x.dtype).sets == 2
+    assert torch.equal(median.median_distance(kernels, x), expected)
 
 
 @pytest.mark.parametrize(
