@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, (sizeof(typename Tile::T) == 4 && Ti
   const int features = a.clouds.features;
   const Index row_ld = a.clouds.row_ld, column_ld = a.clouds.column_ld;
   const Index columns = part.set * column_ld;
-  const T h = a.h[part.set], minus = -1 / h, c = 2 / h;
+  const T h = a.h[part.set], factor = radial_factor(h), c = 2 / h;
   T y[R] = {};
   if (direct && pairs.feature(0) < features) {
     const Index line = (part.set * features + pairs.feature(0)) * row_ld;
@@ -66,7 +66,8 @@ __global__ void __launch_bounds__(kThreads, (sizeof(typename Tile::T) == 4 && Ti
     read(weight, a.w + columns + tile * kColumns + pairs.column());
     pairs.products(tile, part.last, q, unused, unused, [&] {
       const T* u = a.u + columns * features + tile * kColumns;
-      copy_features<T, kColumns>(pairs.feature_tile(0), Tile::kLine, u, column_ld, 0, features);
+      copy_features<kColumns, kSide * F>(pairs.feature_tile(0), Tile::kLine, u, column_ld, 0,
+                                         features);
       if (direct) pairs.copy_tile(1, 0, tile);
     });
     const Index apart = part.row + pairs.row() - (tile * kColumns + pairs.column());
@@ -75,7 +76,7 @@ __global__ void __launch_bounds__(kThreads, (sizeof(typename Tile::T) == 4 && Ti
       T sum = 0;
 #pragma unroll
       for (int j = 0; j < kPerThread; ++j) {
-        q[r][j] = weight[j] * exponential(q[r][j] * minus);
+        q[r][j] = weight[j] * power_of_two(q[r][j] * factor);
         if (a.extent.same && apart == j - r) q[r][j] = 0;
         sum += q[r][j];
       }

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int features = a.clouds.features;
   const Index row_ld = a.clouds.row_ld, columns = part.set * a.clouds.column_ld;
   const Index row = part.set * row_ld + part.row + pairs.row();
-  const T h = a.h[part.set], minus = -1 / h, c = 2 / h;
+  const T h = a.h[part.set], factor = radial_factor(h), c = 2 / h;
   T row_shift[R] = {}, row_weight[R] = {};
   if constexpr (as_target) read(row_shift, a.row_shift + row);
   if constexpr (as_source) read(row_weight, a.row_weight + row);
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       T total_part = 0, mass_part = 0, product_part = 0;
 #pragma unroll
       for (int j = 0; j < kPerThread; ++j) {
-        k[r][j] = exponential(k[r][j] * minus);
+        k[r][j] = power_of_two(k[r][j] * factor);
         if (a.extent.same && apart == j - r) k[r][j] = 0;
         T sum = 0;
         if constexpr (as_target) {

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename Tile::T) == 4 ? 2 : 
   const Part part(a.extent, Tile::kRows);
   Pairs<Tile, Products> pairs(a.clouds, part);
   const Index columns = part.set * a.clouds.column_ld, row_ld = a.clouds.row_ld;
-  const T h = a.h[part.set], minus = -1 / h, c = 2 / h, start = c * T(a.clouds.features);
+  const T h = a.h[part.set], factor = radial_factor(h), c = 2 / h, start = c * T(a.clouds.features);
 
   Sum<T> sums[R];
   for (Index tile = part.tile; tile < part.last; ++tile) {
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename Tile::T) == 4 ? 2 : 
       T sum = 0;
 #pragma unroll
       for (int j = 0; j < kPerThread; ++j) {
-        T q = weight[j] * exponential(r2[r][j] * minus);
+        T q = weight[j] * power_of_two(r2[r][j] * factor);
         if (a.extent.same && apart == j - r) q = 0;
         sum += q * (start - c * (c * r2[r][j] + (dot[r][j] - along[j])));
       }

@@ -35,7 +35,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int features = a.clouds.features;
   const Index row_ld = a.clouds.row_ld, columns = part.set * a.clouds.column_ld;
   const Index row = part.set * row_ld + part.row + pairs.row();
-  const T h = a.h[part.set], inverse = 1 / h, c = 2 / h, start = c * T(features);
+  const T h = a.h[part.set], inverse = 1 / h, factor = radial_factor(h), c = 2 / h,
+          start = c * T(features);
   T row_v[R] = {}, row_w[R] = {}, row_along[R] = {};
   if constexpr (as_target) read(row_v, a.row_v + row);
   if constexpr (as_source) {
@@ -64,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int j = 0; j < kPerThread; ++j) {
         const T near = start - c * c * moving[r][j];
-        T k = exponential(-inverse * moving[r][j]), sum = 0;
+        T k = power_of_two(factor * moving[r][j]), sum = 0;
         if (a.extent.same && apart == j - r) k = 0;
         if constexpr (as_target) {
           const T t = near - c * (scoring[r][j] - along[j]), q = weight[j] * k * row_v[r];
@@ -139,14 +140,14 @@ cudaError_t choose_role(const DivergenceBackwardArguments& a, cudaStream_t strea
   return cudaErrorInvalidValue;
 }
 
-// Three vector sums a row stay in registers: tiles of 32 rows above 32 features and for doubles, of
-// 16 rows for doubles above 64 features.
+// Three vector sums a row stay in registers: tiles of 64 rows, 32 for doubles, and half of that
+// above 32 features.
 template <class T>
 cudaError_t choose(const DivergenceBackwardArguments& a, cudaStream_t stream) {
   constexpr int rows = sizeof(T) == 4 ? 4 : 2;
   if (a.features <= 16) return choose_role<Tile<T, rows, 1>>(a, stream);
   if (a.features <= 32) return choose_role<Tile<T, rows, 2>>(a, stream);
-  if (a.features <= 64) return choose_role<Tile<T, 2, 4>>(a, stream);
+  if (a.features <= 64) return choose_role<Tile<T, rows / 2, 4>>(a, stream);
   return choose_role<Tile<T, rows / 2, 8>>(a, stream);
 }
 

@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename Tile::T) == 4 ? 2 : 
   constexpr int R = Tile::R;
   const Part part(a.extent, Tile::kRows);
   Pairs<Tile, Products> pairs(a.clouds, part);
-  const T minus = -1 / a.h[part.set];
+  const T factor = radial_factor(a.h[part.set]);
   const Index row = part.row + pairs.row();
   Out* out = a.out + (part.set * a.extent.rows + row) * a.extent.columns;
 
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(typename Tile::T) == 4 ? 2 : 
       Pack<Out, kPerThread> pack;
 #pragma unroll
       for (int j = 0; j < kPerThread; ++j) {
-        round_to(pack.v[j], exponential(r2[r][j] * minus));
+        round_to(pack.v[j], power_of_two(r2[r][j] * factor));
       }
       Out* at = out + r * a.extent.columns + column;
       if (a.aligned && column < a.extent.columns) {

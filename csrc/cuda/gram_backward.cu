@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads, 1) gram_backward_kernel(Backward<typ
   constexpr int R = Tile::R, F = Tile::F;
   const Part part(a.extent, Tile::kRows);
   Pairs<Tile, Products> pairs(a.clouds, part);
-  const T minus = -1 / a.h[part.set];
+  const T factor = radial_factor(a.h[part.set]);
   const Index row = part.row + pairs.row();
   const T* v = a.v + part.set * a.v_set + row * a.v_row;
 
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kThreads, 1) gram_backward_kernel(Backward<typ
       for (int j = 0; j < kPerThread; ++j) {
         const bool inside = row + r < a.extent.rows && column + j < a.extent.columns;
         const T cotangent = inside ? v[r * a.v_row + (column + j) * a.v_column] : T(0);
-        q[r][j] = inside ? cotangent * exponential(q[r][j] * minus) : T(0);
+        q[r][j] = inside ? cotangent * power_of_two(q[r][j] * factor) : T(0);
         sum += q[r][j];
       }
       total[r] += sum;

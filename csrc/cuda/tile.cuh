@@ -50,8 +50,14 @@ struct Sum<float> {
   }
 };
 
-__device__ __forceinline__ float exponential(float x) { return expf(x); }
-__device__ __forceinline__ double exponential(double x) { return exp(x); }
+// k = exp(-r2/h) = 2^(r2 factor): the base that the hardware has, at half the instructions of expf.
+__device__ __forceinline__ float power_of_two(float x) { return exp2f(x); }
+__device__ __forceinline__ double power_of_two(double x) { return exp2(x); }
+
+template <class T>
+__device__ __forceinline__ T radial_factor(T h) {
+  return T(-1.442695040888963407) / h;
+}
 
 // How large a tile is. R rows and F features a thread; up to 16 F features.
 template <class Scalar_, int R_, int F_>
@@ -107,15 +113,26 @@ struct Part {
   }
 };
 
-// Starts the copies of `width` columns of some features of a cloud to shared memory.
-template <class T, int width>
+// Starts the copies of `width` columns of the features [first, end) of a cloud, at most `most`, to
+// shared memory. A thread keeps its column: only the feature changes from copy to copy.
+template <int width, int most, class T>
 __device__ __forceinline__ void copy_features(T* to, int line, const T* from, Index ld, int first,
                                               int end) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T)), kVectors = width / kVector;
-  for (int i = static_cast<int>(threadIdx.x); i < (end - first) * kVectors; i += kThreads) {
-    const int feature = i / kVectors, column = i % kVectors * kVector;
-    __pipeline_memcpy_async(to + feature * line + column, from + (first + feature) * ld + column,
-                            16);
+  constexpr int kLines = kThreads / kVectors;  // features that the block copies at once
+  const int thread = static_cast<int>(threadIdx.x);
+  const int start = thread / kVectors, column = thread % kVectors * kVector;
+  to += start * line + column;
+  from += (first + start) * ld + column;
+  if constexpr (most <= kLines) {
+    if (first + start < end) __pipeline_memcpy_async(to, from, 16);
+  } else {
+#pragma unroll 1  // unrolled, the addresses of all copies would stay in registers
+    for (int feature = first + start; feature < end; feature += kLines) {
+      __pipeline_memcpy_async(to, from, 16);
+      to += kLines * line;
+      from += kLines * ld;
+    }
   }
 }
 
@@ -193,8 +210,9 @@ class Pairs {
 
   // Starts the copy of a whole column tile of a cloud, read by `sums`.
   __device__ __forceinline__ void copy_tile(int slot, int cloud, Index tile) {
-    copy_features<T, kColumns>(feature_tile(slot), Tile::kLine,
-                               column_cloud_[cloud] + tile * kColumns, column_ld_, 0, features_);
+    copy_features<kColumns, kSide * F>(feature_tile(slot), Tile::kLine,
+                                       column_cloud_[cloud] + tile * kColumns, column_ld_, 0,
+                                       features_);
   }
 
   // The same, outside of `products`, and waits for it.
@@ -289,12 +307,12 @@ class Pairs {
     T* to = stage_memory();
 #pragma unroll
     for (int i = 0; i < P::kRowClouds; ++i, to += Tile::kChunk * Tile::kRows) {
-      copy_features<T, Tile::kRows>(to, Tile::kRows, row_cloud_[i], row_ld_, first, end);
+      copy_features<Tile::kRows, Tile::kChunk>(to, Tile::kRows, row_cloud_[i], row_ld_, first, end);
     }
 #pragma unroll
     for (int i = 0; i < P::kColumnClouds; ++i, to += Tile::kChunk * kColumns) {
-      copy_features<T, kColumns>(to, kColumns, column_cloud_[i] + tile * kColumns, column_ld_,
-                                 first, end);
+      copy_features<kColumns, Tile::kChunk>(to, kColumns, column_cloud_[i] + tile * kColumns,
+                                            column_ld_, first, end);
     }
   }
 

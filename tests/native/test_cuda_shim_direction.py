@@ -175,7 +175,7 @@ def test_direction_backward(kernels, dtype, roles, n, m, d):
     h = torch.tensor([2.0 * d, 4.0 * d], dtype=dtype)
     for splits in (1, 2):
         found = run_backward(kernels, rows, columns, h, same, *roles, splits)
-        expected = backward(rows, columns, h, same, *roles)
+        expected = backward(rows, columns, h, same, roles[0], roles[1])
         for slots, wanted in zip(found, expected, strict=True):
             for slot, value in zip(slots, wanted, strict=True):
                 if value is None:
