@@ -5,7 +5,6 @@
 // a thread to ThreadSanitizer, which switches between them without an order; only launches,
 // barriers and __syncwarp order memory, so a missing one is a data race in every run. This file
 // itself is compiled without the sanitizer: its own memory is nobody's race.
-#include <link.h>
 #include <sys/mman.h>
 
 #include <cstdio>
@@ -15,29 +14,10 @@
 #include <vector>
 
 #include "cuda_runtime.h"
-
-#ifdef SHIM_TSAN
-extern "C" {
-void* __tsan_create_fiber(unsigned flags);
-void __tsan_switch_to_fiber(void* fiber, unsigned flags);
-void* __tsan_get_current_fiber();
-void __tsan_acquire(void* at);
-void __tsan_release(void* at);
-void __tsan_read_range(void* at, unsigned long bytes);
-void __tsan_write_range(void* at, unsigned long bytes);
-}
-#define SHIM_ON_TSAN(call) call
-#else
-#define SHIM_ON_TSAN(call)
-#endif
+#include "memory.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
-
-namespace stein {
-constexpr size_t kSharedLimit = 232448;  // of a block, on sm_90
-__shared__ __align__(128) unsigned char stein_dynamic_shared[kSharedLimit];
-}  // namespace stein
 
 namespace shim {
 namespace {
@@ -231,51 +211,6 @@ void run_block() {
   SHIM_ON_TSAN(__tsan_acquire(end_fence));
 }
 
-struct Range {
-  unsigned char* begin = nullptr;
-  size_t bytes = 0;
-};
-
-// The thread-local storage of this library: every __shared__ variable, and nothing else.
-Range shared_memory() {
-  stein::stein_dynamic_shared[0] = 0;  // allocated on first use
-  Range range;
-  dl_iterate_phdr(
-      [](dl_phdr_info* info, size_t, void* data) {
-        auto* found = static_cast<Range*>(data);
-        auto* begin = static_cast<unsigned char*>(info->dlpi_tls_data);
-        for (int i = 0; i < info->dlpi_phnum; ++i) {
-          const size_t bytes = info->dlpi_phdr[i].p_memsz;
-          if (info->dlpi_phdr[i].p_type != PT_TLS || !begin) continue;
-          const unsigned char* dynamic = stein::stein_dynamic_shared;
-          if (begin <= dynamic && dynamic < begin + bytes) *found = {begin, bytes};
-        }
-        return 0;
-      },
-      &range);
-  return range;
-}
-
-// By hand: ThreadSanitizer would count a memcpy or memset as the kernel's own access.
-__attribute__((optimize("no-tree-loop-distribute-patterns"))) void fill(void* to, size_t bytes,
-                                                                        unsigned char value) {
-  if (reinterpret_cast<uintptr_t>(to) % 8 == 0 && bytes % 8 == 0) {
-    const uint64_t word = 0x0101010101010101u * value;
-    for (size_t i = 0; i < bytes / 8; ++i) static_cast<uint64_t*>(to)[i] = word;
-    return;
-  }
-  for (size_t i = 0; i < bytes; ++i) static_cast<unsigned char*>(to)[i] = value;
-}
-
-void check_dynamic(size_t asked) {
-  for (size_t i = asked; i < stein::kSharedLimit; ++i) {
-    if (stein::stein_dynamic_shared[i] == 0xff) continue;
-    return fail("a thread wrote byte " + std::to_string(i) +
-                " of dynamic shared memory, of which " + std::to_string(asked) +
-                " bytes were asked for");
-  }
-}
-
 bool refuse(const cudaLaunchConfig_t& c, const void* kernel) {
   const auto found = allowed_shared.find(kernel);
   const size_t limit = found == allowed_shared.end() ? kDefaultShared : found->second;
@@ -389,7 +324,11 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, void (*
         blockIdx = {x, y, z};
         fill(shared.begin, shared.bytes, 0xff);
         run_block();
-        check_dynamic(config.dynamicSmemBytes);
+        const size_t written = first_write_beyond(config.dynamicSmemBytes);
+        if (written < stein::kSharedLimit) {
+          fail("a thread wrote byte " + std::to_string(written) + " of dynamic shared memory, of " +
+               "which " + std::to_string(config.dynamicSmemBytes) + " bytes were asked for");
+        }
       }
     }
   }
