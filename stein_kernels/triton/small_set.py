@@ -124,7 +124,9 @@ def _next_above(keys, key, NONE: tl.constexpr):
 
 @triton.jit
 def _count_up_to(keys, key):
-    return tl.sum(tl.sum((keys <= key).to(tl.int32), axis=1), axis=0)
+    # Exact in float32. LLVM narrows a sum of integers that are 0 or 1 to bytes and packs them in
+    # local memory.
+    return tl.sum(tl.sum(tl.where(keys <= key, 1.0, 0.0), axis=1), axis=0).to(tl.int32)
 
 
 @triton.jit

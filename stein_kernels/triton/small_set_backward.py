@@ -40,7 +40,7 @@ from stein_kernels.triton.specialisation import Specialisation
 
 @triton.jit
 def _carried(kernel, weight, v_slot, score_slot, d, P: tl.constexpr):
-    """w_i sum_j k_ij v_j in columns; k is symmetric."""
+    """w_i sum_j k_ij v_j into columns; k is symmetric."""
     rows = tl.arange(0, P)
     for f in range(d):
         v = tl.load(v_slot + f * P + rows)
@@ -48,17 +48,26 @@ def _carried(kernel, weight, v_slot, score_slot, d, P: tl.constexpr):
 
 
 @triton.jit
-def _alignments(x_slot, g_slot, v_slot, d, c, P: tl.constexpr, T: tl.constexpr):
-    """a_ij = (g_i - c x_i) . v_j + c x_j . v_j, (P, P), of centred columns; and g_i . v_i."""
+def _drive_times_cotangent(x_slot, g_slot, v_slot, d, c, P: tl.constexpr, T: tl.constexpr):
+    """(g_i - c x_i) . v_j, (P, P), of centred columns."""
     a = zero_tile(P, T)
-    shift, along = tl.sum(a, axis=0), tl.sum(a, axis=0)
     for f in range(d):
         at = f * P + tl.arange(0, P)
-        x, g, v = tl.load(x_slot + at), tl.load(g_slot + at), tl.load(v_slot + at)
-        a += (g - c * x)[:, None] * v[None, :]
-        shift += x * v
-        along += g * v
-    return a + c * shift[None, :], along
+        drive = tl.load(g_slot + at) - c * tl.load(x_slot + at)
+        a += drive[:, None] * tl.load(v_slot + at)[None, :]
+    return a
+
+
+@triton.jit
+def _own_products(x_slot, g_slot, v_slot, d, P: tl.constexpr, T: tl.constexpr):
+    """x_i . v_i and g_i . v_i. A loop of its own: the tiles leave the others no registers."""
+    shift, along = tl.zeros((P,), T), tl.zeros((P,), T)
+    for f in range(d):
+        at = f * P + tl.arange(0, P)
+        v = tl.load(v_slot + at)
+        shift += tl.load(x_slot + at) * v
+        along += tl.load(g_slot + at) * v
+    return shift, along
 
 
 @triton.jit(
@@ -102,8 +111,9 @@ def direction_backward_kernel(
     mass = tl.sum(kernel * weight[:, None], axis=0)
     _carried(kernel, weight, v_slot, score_slot, d, P)
     own = tl.where(leave_one_out != 0, 0.0, 1.0).to(T)
-    alignments, along = _alignments(x_slot, g_slot, v_slot, d, c, P, T)
-    moves = kernel * alignments
+    moves = _drive_times_cotangent(x_slot, g_slot, v_slot, d, c, P, T)
+    shift, along = _own_products(x_slot, g_slot, v_slot, d, P, T)
+    moves = kernel * (moves + c * shift[None, :])
     slope = (tl.sum(moves, axis=1) + own * along).to(dw.dtype.element_ty)
     tl.store(dw + set_index * m + rows, slope, mask=rows < m * weighted)
     moves *= weight[:, None]
