@@ -48,18 +48,22 @@ class Rates(NamedTuple):
     bandwidth: float  # bytes, read and written
     fp32: float  # flops
     tf32: float  # flops of dense matrix products
+    bf16: float
     exps: float
     source: str
 
-    @property
-    def tf32x3(self) -> float:
-        """Three products of 11-bit factors for one of float32."""
-        return self.tf32 / 3
+    def products(self, precision: str) -> float:
+        """Flops of matrix products; "x3" takes three of short factors for one of long ones."""
+        rate = self.bf16 if precision.startswith("bf16") else self.tf32
+        return rate / 3 if precision.endswith("x3") else rate
 
 
-# Copy bandwidth as measured on one H200; the rest by its datasheet: 132 multiprocessors at
-# 1.98 GHz, 16 exponentials a clock each, tf32 without sparsity.
-H200 = Rates(4.3e12, 67e12, 494.7e12, 16 * 132 * 1.98e9, "H200, datasheet but for the bandwidth")
+# An H200: the copy bandwidth and the bf16 rate are what one has shown, the rest is its datasheet's:
+# tf32 without sparsity, 132 multiprocessors at 1.98 GHz with 16 exponentials a clock each.
+H200 = Rates(
+    *(4.3e12, 67e12, 494.7e12, 790e12, 16 * 132 * 1.98e9),
+    "H200; float32, tf32 and exponentials by its datasheet",
+)
 
 
 def _pairs(
@@ -154,11 +158,10 @@ def floor(one: Count, rates: Rates, precision: str = "ieee") -> float:
 
 def terms(one: Count, rates: Rates, precision: str = "ieee") -> dict[str, float]:
     """Seconds of every unit alone."""
-    matrix = rates.tf32 if precision == "tf32" else rates.tf32x3
     return {
         "memory": one.bytes / rates.bandwidth,
         "fp32": one.flops / rates.fp32,
-        "tensor cores": one.products / matrix,
+        "tensor cores": one.products / rates.products(precision),
         "exps": one.exps / rates.exps,
     }
 

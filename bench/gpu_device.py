@@ -229,15 +229,16 @@ def measure_facts(device: Device, out: Path) -> Rates:
 
 
 def _rates(device: Device, found: dict[str, float]) -> Rates:
-    """Bandwidth and tf32 as measured; fp32 and exponentials from multiprocessors and clock."""
+    """Copies and matrix products as measured; fp32 and exponentials by processors and clock."""
     clock = re.match(r"\d+", smi().get("clocks.max.sm", ""))
     ticks = (float(clock[0]) * 1e6 if clock else 1.98e9) * getattr(device, "multiprocessors", 1)
     return Rates(
         found["copy_bytes_per_second"],
         2 * FMAS_PER_CLOCK * ticks,
         found["tf32_flops_per_second"],
+        found["bf16_flops_per_second"],
         EXPS_PER_CLOCK * ticks,
-        f"{device.name}: bandwidth and tf32 measured, fp32 and exponentials by its clock",
+        f"{device.name}; float32 and exponentials by its clock, the rest measured",
     )
 
 

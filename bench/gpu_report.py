@@ -57,7 +57,7 @@ def model() -> str:
     header = ["particles", "what", "launches", *units, "**floor**", "asked"]
     given = (
         f"Rates: {rates.bandwidth / 1e12:g} TB/s copied, {rates.fp32 / 1e12:g} TFLOP/s float32, "
-        f"{rates.tf32 / 1e12:g} TFLOP/s tf32 (a third of it for tf32x3), "
+        f"{rates.tf32 / 1e12:g} tf32, {rates.bf16 / 1e12:g} bf16 (a third of these for x3), "
         f"{rates.exps / 1e12:.2g}e12 exponentials a second ({rates.source})."
     )
     return "\n\n".join([formulas, "### Floors, milliseconds", given, tables.markdown(header, rows)])

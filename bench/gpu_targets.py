@@ -191,8 +191,10 @@ class Floor(NamedTuple):
 def floors(rates: Rates) -> list[Floor]:
     """For the shapes that were asked for."""
     found = []
-    for name in (*WEIGHTS, "5000x208000"):
+    for name in WEIGHTS:
         found.append(_floor(name, "long_rows", "tf32x3", True, rates))
+    for precision in ("tf32x3", "bf16x3", "tf32"):
+        found.append(_floor("5000x208000", "long_rows", precision, True, rates))
     for name in CODES:
         found.append(_floor(name, "small_set", "ieee", True, rates))
     for precision in ("ieee", "tf32x3"):

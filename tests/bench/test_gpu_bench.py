@@ -160,10 +160,11 @@ def test_a_formula_at_a_shape():
 
 
 def test_a_floor_is_its_slowest_unit():
-    rates = counters.Rates(1e12, 1e13, 3e14, 1e12, "made up")
+    rates = counters.Rates(1e12, 1e13, 3e14, 6e14, 1e12, "made up")
     one = counters.Count("made up", 1e10, 1e11, 1e8, 1e8)
     assert counters.floor(one, rates) == 1e-3  # flops
     assert counters.terms(one, rates, "tf32x3")["tensor cores"] == 1e-3
+    assert counters.terms(one, rates, "bf16x3")["tensor cores"] == 5e-4
     assert counters.floor(one._replace(bytes=2e9), rates) == 2e-3
     assert counters.total_floor([one, one], rates) == 2e-3
 
