@@ -144,7 +144,8 @@ def side(dtype, b, n, d):
     return {**values, "shift": cloud(dtype, b, n), "w": torch.rand(b, n, dtype=dtype)}
 
 
-def run_backward(kernels, rows, columns, h, same, as_source, as_target, splits):
+def run_backward(kernels, rows, columns, h, roles, splits):
+    same, (as_source, as_target) = all(roles), roles
     (b, n, _), m = rows["x"].shape, columns["x"].shape[1]
     r = {key: pack(value) for key, value in rows.items()}
     c = {key: pack(value) for key, value in columns.items()}
@@ -174,7 +175,7 @@ def test_direction_backward(kernels, dtype, roles, n, m, d):
     columns = rows if same else side(dtype, 2, m, d)
     h = torch.tensor([2.0 * d, 4.0 * d], dtype=dtype)
     for splits in (1, 2):
-        found = run_backward(kernels, rows, columns, h, same, *roles, splits)
+        found = run_backward(kernels, rows, columns, h, roles, splits)
         expected = backward(rows, columns, h, same, roles[0], roles[1])
         for slots, wanted in zip(found, expected, strict=True):
             for slot, value in zip(slots, wanted, strict=True):
