@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from stein_kernels.triton.specialisation import Specialisation
 
@@ -24,10 +25,6 @@ class Tile(NamedTuple):
     num_warps: int = 4
     num_stages: int = 1
 
-    def constants(self) -> dict[str, int]:
-        names = ("BR", "BC", "RI", "CI")
-        return dict(zip(names, self[:4], strict=True))
-
     def options(self) -> dict[str, int]:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
@@ -38,7 +35,11 @@ DIRECT = (2, 4, 8, 16)  # padded features of the direct sums
 TENSOR_CORE = ("tf32x3", "tf32")
 NAMES = {torch.float32: "fp32", torch.float64: "fp64"}
 INTEGERS = ("rows", "columns", "splits", "features", "row_blocks", "column_blocks", "same")
+STRIDES = ("v_set", "v_row", "v_column")  # of a user's matrix, 64 bits wide
 UNSPECIALISED = ("h", *INTEGERS)  # h is a user's tensor of any alignment; integers take any value
+
+
+Table = dict[tuple[str, str, int], Tile]  # (dtype, precision, padded features)
 
 
 def width(features: int, widths: tuple[int, ...]) -> int:
@@ -59,13 +60,21 @@ def forms() -> Iterator[tuple[str, str, int]]:
         yield from (("fp32", precision, padded) for padded in WIDTHS[1:])
 
 
+def tabled(table: Table, dtype: str, precision: str, features: int) -> tuple[dict[str, Any], Tile]:
+    """Constants and tile of a kernel that sums vectors over tiles of pairs."""
+    padded = width(features, WIDTHS)
+    tile = table[dtype, precision, padded]
+    return {"SHAPE": (*tile[:4], padded, precision)}, tile
+
+
 def specialisation(
     kernel: Any, name: str, dtype: str, constants: dict[str, Any], tile: Tile, instruction: str
 ) -> Specialisation:
     """A kernel whose pointers are packed, so aligned, but those that are left unspecialised."""
     names = inspect.signature(kernel.fn).parameters
+    types = {**dict.fromkeys(INTEGERS, "i32"), **dict.fromkeys(STRIDES, "i64")}
     arguments = {
-        argument: "i32" if argument in INTEGERS else f"*{dtype}"
+        argument: types.get(argument, f"*{dtype}")
         for argument in names
         if argument not in constants
     }
@@ -73,25 +82,44 @@ def specialisation(
     return Specialisation(kernel, name, arguments, constants, aligned, *tile[4:], instruction)
 
 
+ROLES = {"source": (True, False), "target": (False, True), "both": (True, True)}
+
+
+def roles(kernel: Any, name: str, table: Table) -> Iterator[Specialisation]:
+    """Every specialisation of a backward whose rows have the role of source, of target, or both."""
+    for dtype, precision, padded in forms():
+        constants, tile = tabled(table, dtype, precision, padded)
+        instruction = "fma" if precision == "ieee" else "mma"
+        for role, (source, target) in ROLES.items():
+            label = f"{name}[d={padded},{role},{precision},{dtype}]"
+            flags = {"AS_SOURCE": source, "AS_TARGET": target, **constants}
+            yield specialisation(kernel, label, dtype, flags, tile, instruction)
+
+
+class Pairs(NamedTuple):
+    """What a launch goes over: clouds of rows and columns (B, D, ld) and their counts."""
+
+    rows: Tensor
+    columns: Tensor
+    row_count: int
+    column_count: int
+    splits: int  # programs that share the columns of a row tile
+    same: bool  # rows are columns, and the pair (i, i) is left out
+
+    def arguments(self) -> tuple[int, ...]:
+        """The values of ``INTEGERS``, in their order."""
+        row_blocks, column_blocks = self.rows.shape[2] // BLOCK, self.columns.shape[2] // BLOCK
+        counts = self.row_count, self.column_count, self.splits, self.rows.shape[1]
+        return (*counts, row_blocks, column_blocks, int(self.same))
+
+
 def launch(
     kernel: Any,
-    inputs: tuple[Any, ...],
-    rows: int,
-    columns: int,
-    same: bool,
+    pointers: tuple[Any, ...],
+    pairs: Pairs,
     constants: dict[str, Any],
     tile: Tile,
 ) -> None:
-    """Launch on pointers of which the first is a cloud of rows (B, D, ld), the second of columns.
-
-    The last but one is the output (S, ...). Programs for every row tile, split and set lie on one
-    axis: the others end at 65,535.
-    """
-    row_cloud, column_cloud, splits = inputs[0], inputs[1], inputs[-2].shape[0]
-    sets, features, _ = row_cloud.shape
-    kernel[(-(-rows // tile.rows) * splits * sets,)](
-        *(*inputs, rows, columns, splits, features),
-        *(row_cloud.shape[-1] // BLOCK, column_cloud.shape[-1] // BLOCK, int(same)),
-        **constants,
-        **tile.options(),
-    )
+    """Programs for every row tile, split and set, on one axis: the others end at 65,535."""
+    programs = -(-pairs.row_count // tile.rows) * pairs.splits * pairs.rows.shape[0]
+    kernel[(programs,)](*pointers, *pairs.arguments(), **constants, **tile.options())

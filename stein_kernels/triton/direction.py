@@ -72,8 +72,7 @@ def direction_direct_kernel(
     DP: tl.constexpr,
 ):
     """Sums of ``CHUNK`` steps stay in the lanes, one source each; chunks are added compensated."""
-    tile, split, member, slot = tiles.program_tile(rows, splits, BR)
-    first, last = tiles.column_run(columns, split, splits, LANES)
+    tile, first, last, member, _, before = tiles.program_tile(rows, columns, splits, BR, LANES)
     row_ld, column_ld = tiles.leading(row_blocks), tiles.leading(column_blocks)
     c, slope = tiles.bandwidth_factors(h + member)
     row = tile * BR + tl.arange(0, BR)
@@ -83,8 +82,7 @@ def direction_direct_kernel(
     targets = tiles.load_tile(y + member * features * row_ld, row_ld, features, row, DP)
     targets = targets[:, :, None]
     T: tl.constexpr = y.dtype.element_ty
-    total, lost = tl.zeros([DP, BR], T), tl.zeros([DP, BR], T)
-    weight, weight_lost = tl.zeros([BR], T), tl.zeros([BR], T)
+    total, weight = tiles.vector_sums(T, DP, BR), tiles.scalar_sums(T, BR)
     for start in range(first, last, CHUNK):
         field = tl.zeros([DP, BR, LANES], T)
         share = tl.zeros([BR, LANES], T)
@@ -97,10 +95,11 @@ def direction_direct_kernel(
             k = tiles.kernel_value(r2, slope, row, column, same) * tl.load(w + column)[None, :]
             share += k
             field += k[None, :, :] * (score + c * difference)
-        total, lost = tiles.add_compensated(total, lost, tl.sum(field, 2))
-        weight, weight_lost = tiles.add_compensated(weight, weight_lost, tl.sum(share, 1))
-    tiles.store_tile(out + slot * features * row_ld, row_ld, features, row, total, DP)
-    tl.store(mass + slot * row_ld + row, weight)
+        total = tiles.add_compensated(total, tl.sum(field, 2))
+        weight = tiles.add_compensated(weight, tl.sum(share, 1))
+    slot = before + member
+    tiles.store_tile(out + slot * features * row_ld, row_ld, features, row, total[0], DP)
+    tl.store(mass + slot * row_ld + row, weight[0])
 
 
 @triton.jit(do_not_specialize=configs.UNSPECIALISED)
@@ -119,16 +118,13 @@ def direction_split_kernel(
     row_blocks,
     column_blocks,
     same,
-    BR: tl.constexpr,
-    BC: tl.constexpr,
-    RI: tl.constexpr,
-    CI: tl.constexpr,
-    DP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    SHAPE: tl.constexpr,
 ):
     """Kernel values of a tile, then their product with u, added compensated tile by tile."""
-    tile, split, member, slot = tiles.program_tile(rows, splits, BR)
-    first, last = tiles.column_run(columns, split, splits, BC)
+    BR: tl.constexpr = SHAPE[0]
+    BC: tl.constexpr = SHAPE[1]
+    DP: tl.constexpr = SHAPE[4]
+    tile, first, last, member, _, before = tiles.program_tile(rows, columns, splits, BR, BC)
     row_ld, column_ld = tiles.leading(row_blocks), tiles.leading(column_blocks)
     _, slope = tiles.bandwidth_factors(h + member)
     row = tile * BR + tl.arange(0, BR)
@@ -137,25 +133,18 @@ def direction_split_kernel(
     u += member * features * column_ld
     w += member * column_ld
     T: tl.constexpr = y.dtype.element_ty
-    total, lost = tl.zeros([BR, DP], T), tl.zeros([BR, DP], T)
-    weight, weight_lost = tl.zeros([BR], T), tl.zeros([BR], T)
+    total, weight = tiles.vector_sums(T, BR, DP), tiles.scalar_sums(T, BR)
     for run in range(first, last):
         column = run * BC + tl.arange(0, BC)
-        if PRECISION == "ieee":
-            r2 = tiles.squared_differences(
-                y, x, tile, run, row_ld, column_ld, features, BR, BC, RI, CI
-            )
-        else:
-            r2 = tiles.squared_by_products(
-                y, x, row, column, row_ld, column_ld, features, BR, BC, PRECISION
-            )
+        at = tile, run, row_ld, column_ld, features
+        r2 = tiles.squared_distances(y, x, at, SHAPE)
         k = tiles.kernel_value(r2, slope, row, column, same) * tl.load(w + column)[None, :]
-        drive = tiles.load_tile(u, column_ld, features, column, DP)
-        fresh = tiles.weighted_sum(k, drive, PRECISION)
-        total, lost = tiles.add_compensated(total, lost, fresh)
-        weight, weight_lost = tiles.add_compensated(weight, weight_lost, tl.sum(k, 1))
-    tiles.store_tile(out + slot * features * row_ld, row_ld, features, row, tl.trans(total), DP)
-    tl.store(mass + slot * row_ld + row, weight)
+        fresh = tiles.weighted_sum(k, u, column_ld, features, column, SHAPE)
+        total = tiles.add_compensated(total, fresh)
+        weight = tiles.add_compensated(weight, tl.sum(k, 1))
+    slot = before + member
+    tiles.store_tile(out + slot * features * row_ld, row_ld, features, row, tl.trans(total[0]), DP)
+    tl.store(mass + slot * row_ld + row, weight[0])
 
 
 def _direct(dtype: str, features: int) -> tuple[dict[str, Any], Tile]:
@@ -163,13 +152,6 @@ def _direct(dtype: str, features: int) -> tuple[dict[str, Any], Tile]:
     padded = configs.width(features, configs.DIRECT)
     tile = DIRECT[dtype, padded]
     return {"BR": tile.rows, "LANES": LANES, "CHUNK": CHUNK, "DP": padded}, tile
-
-
-def _split(dtype: str, precision: str, features: int) -> tuple[dict[str, Any], Tile]:
-    """Constants and tile of the split form."""
-    padded = configs.width(features, configs.WIDTHS)
-    tile = SPLIT[dtype, precision, padded]
-    return {**tile.constants(), "DP": padded, "PRECISION": precision}, tile
 
 
 def direction(
@@ -196,9 +178,10 @@ def direction(
         kernel, (constants, tile) = direction_direct_kernel, _direct(dtype, features)
     else:
         form = configs.precision_of(precision, features, y.dtype)
-        kernel, (constants, tile) = direction_split_kernel, _split(dtype, form, features)
-    inputs = y, x, u, w, h, out, mass
-    configs.launch(kernel, inputs, targets, sources, same, constants, tile)
+        kernel = direction_split_kernel
+        constants, tile = configs.tabled(SPLIT, dtype, form, features)
+    pairs = configs.Pairs(y, x, targets, sources, out.shape[0], same)
+    configs.launch(kernel, (y, x, u, w, h, out, mass), pairs, constants, tile)
 
 
 def specialisations() -> Iterator[Specialisation]:
@@ -211,5 +194,5 @@ def specialisations() -> Iterator[Specialisation]:
     for dtype, precision, padded in configs.forms():
         name = f"direction[d={padded},{precision},{dtype}]"
         instruction = "fma" if precision == "ieee" else "mma"
-        chosen = _split(dtype, precision, padded)
+        chosen = configs.tabled(SPLIT, dtype, precision, padded)
         yield configs.specialisation(direction_split_kernel, name, dtype, *chosen, instruction)

@@ -170,3 +170,14 @@ def assert_close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     assert actual.shape == expected.shape
     error = (actual.double() - expected).abs().max() / expected.abs().max()
     assert error <= limit, f"relative error {error:.2e} > {limit:.0e}"
+
+
+def assert_slots(
+    actual: Tensor, expected: dict[int, Tensor], count: int, dtype: torch.dtype
+) -> None:
+    """Slots of (S, slots, B, ..., ld), summed over splits; the others must be as they were, NaN."""
+    for slot in range(actual.shape[1]):
+        if slot in expected:
+            assert_close(splits_of(actual[:, slot], count), expected[slot], dtype)
+        else:
+            assert actual[:, slot].isnan().all()
