@@ -10,8 +10,16 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 Rule = Literal["liu_wang", "median", "median_squared"]
-MethodName = Literal["stein_vae", "stein_viwae", "vae", "iwae"]
-GROUPED = ("stein_viwae",)
+MethodName = Literal[
+    "stein_vae",
+    "stein_viwae",
+    "vae",
+    "iwae",
+    "planar_flow",
+    "vae_weighted_decoder",
+    "flow_elbo",
+]
+GROUPED = ("stein_viwae", "vae_weighted_decoder", "flow_elbo")
 """Methods whose code_particles counts groups of importance_samples codes."""
 
 Binarization = Literal["fixed", "dynamic", "none"]
@@ -62,16 +70,21 @@ class ModelConfig:
     """Units of each hidden layer, from the pixels to the code; the decoder mirrors them."""
 
     encoder: Literal["flow", "residual", "concat", "gaussian"] = "flow"
-    """Form of z = f(x, xi); flow is injective in xi. vae and iwae use its Gaussian part."""
+    """Form of z = f(x, xi) for Stein methods and flow_elbo; flow is injective in xi. The other
+    methods use its Gaussian part, planar_flow with layers of its own."""
 
     flow_blocks: int = 1
     """Blocks of the flow encoder; each stretches at most 1.9 times, and far modes need several."""
+
+    planar_layers: int = 10
+    """Layers of the encoder of planar_flow."""
 
     def __post_init__(self) -> None:
         _require(self.codes >= 1, "model.codes", "at least 1", self.codes)
         widths = len(self.hidden) >= 1 and all(width >= 1 for width in self.hidden)
         _require(widths, "model.hidden", "one or more positive widths", self.hidden)
-        _require(self.flow_blocks >= 1, "model.flow_blocks", "at least 1", self.flow_blocks)
+        for name in ("flow_blocks", "planar_layers"):
+            _require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,27 +92,32 @@ class MethodConfig:
     """The learning rule and its particles."""
 
     name: MethodName = "stein_vae"
-    """stein_vae: Algorithm 1 of Pu et al. 2017; stein_viwae: section 3; vae, iwae: baselines."""
+    """stein_vae: Algorithm 1 of Pu et al. 2017; stein_viwae: section 3. Baselines: vae, iwae,
+    planar_flow; vae_weighted_decoder: an ELBO encoder with the decoder gradient of stein_viwae;
+    flow_elbo: the flow encoder by its exact ELBO gradient."""
 
     self_term: Literal["leave_one_out", "include"] = "leave_one_out"
     """Does a code enter its own kernel average? include: eq. 5 as printed, which collapses."""
 
     code_particles: int = 10
-    """Codes per image and step: M of the paper for z, samples of the bound for vae and iwae."""
+    """Codes per image and step: M of the paper for z, samples of the bound for vae and iwae; for
+    stein_viwae, vae_weighted_decoder and flow_elbo groups of importance_samples codes."""
 
     importance_samples: int = 5
-    """k of stein_viwae: code_particles counts groups of k codes; 1 is stein_vae."""
+    """k, the codes of a group, within which importance weights sum to 1; k = 1 has no weights."""
 
     weights: Literal["theta", "z", "both", "paper", "none"] = "theta"
-    """Importance weights of stein_viwae act on the decoders' score (theta), the codes' direction
-    (z), both, as eqs. 12 and 13 print them (paper; theta_particles * k decoders), or not (none)."""
+    """Importance weights act on the decoders' score (theta), the codes' direction (z), both, as
+    eqs. 12 and 13 print them (paper; theta_particles * k decoders), or not at all (none). Only
+    theta and none for vae_weighted_decoder and flow_elbo."""
 
     log_q: Literal["gauss", "jac", "kde", "track"] = "gauss"
     """Density of the codes in the weights: a Gaussian fitted to them, the exact one of an injective
-    encoder (jac), a kernel estimate (kde), or that of a chain (track: not for drawn codes)."""
+    encoder (jac), a kernel estimate (kde), or that of a chain (track: not for drawn codes).
+    vae_weighted_decoder and flow_elbo know it."""
 
     theta_particles: int = 5
-    """Decoders: M of the paper for theta; vae and iwae train one whatever this says."""
+    """Decoders: M of the paper for theta; the baselines train one whatever this says."""
 
     pairing: Literal["full", "strat"] = "full"
     """full: every decoder sees every code; strat: the codes are dealt out to the decoders."""
@@ -115,6 +133,9 @@ class MethodConfig:
 
     code_step: float = 0.1
     """Step size epsilon of eq. (4); with K = 1 it cancels, so it acts only for K > 1."""
+
+    iwae_gradient: Literal["standard", "dreg"] = "standard"
+    """Encoder gradient of iwae: that of the bound, or doubly reparameterised (Tucker et al.)."""
 
     shared_noise: bool = False
     """Use the same noise xi for every image of a minibatch, as Algorithm 1 prints it."""
@@ -134,11 +155,24 @@ class MethodConfig:
         if self.name == "stein_viwae" and self.weights != "none":
             chain = "gauss, kde or jac: track needs a chain of persistent codes, these are redrawn"
             _require(self.log_q != "track", "method.log_q", chain, self.log_q)
+        follows_elbo = self.name in ("vae_weighted_decoder", "flow_elbo")
+        _require(
+            not follows_elbo or self.weights in ("theta", "none"),
+            "method.weights",
+            f"theta or none for method.name {self.name}, whose codes follow no Stein direction",
+            self.weights,
+        )
 
     @property
     def is_stein(self) -> bool:
         """Whether codes and decoders follow Stein directions."""
         return self.name in ("stein_vae", "stein_viwae")
+
+    def encoder_kind(self, model: ModelConfig) -> str:
+        """The encoder this method trains."""
+        if self.is_stein or self.name == "flow_elbo":
+            return model.encoder
+        return "planar" if self.name == "planar_flow" else "gaussian"
 
     @property
     def codes_per_image(self) -> int:
@@ -289,11 +323,18 @@ class Config:
 
     def __post_init__(self) -> None:
         _require(0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1", self.seed)
+        self._check_density()
+
+    def _check_density(self) -> None:
+        """An encoder that folds has no density."""
         method, encoder = self.method, self.model.encoder
+        if encoder not in ("residual", "concat"):
+            return
         exact = method.name == "stein_viwae" and method.weights != "none" and method.log_q == "jac"
-        folds = f"gauss or kde for model.encoder {encoder}, which folds: its codes have no density"
-        injective = encoder not in ("residual", "concat")
-        _require(not exact or injective, "method.log_q", folds, method.log_q)
+        folds = f"for model.encoder {encoder}, which folds: its codes have no density"
+        _require(not exact, "method.log_q", f"gauss or kde {folds}", method.log_q)
+        injective = f"flow or gaussian for method.name flow_elbo; {encoder} folds"
+        _require(method.name != "flow_elbo", "model.encoder", injective, encoder)
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from steinvae.data import step_generator
 from steinvae.models import GenerativeModel
 from steinvae.models.mlp import BernoulliMlp
 from steinvae.particles import ParticleEnsemble
-from steinvae.recognition import StochasticEncoder, make_encoder
+from steinvae.recognition import FlowEncoder, StochasticEncoder, make_encoder
 
 
 @dataclass
@@ -55,7 +55,11 @@ def build_networks(config: Config, pixels: int, device: torch.device | str) -> N
     model = BernoulliMlp(shape.codes, tuple(reversed(shape.hidden)), pixels)
     decoders = step_generator(config.seed, 0, "theta")
     theta = ParticleEnsemble(model.parameters, method.decoders, decoders, device)
-    kind = shape.encoder if method.is_stein else "gaussian"
+    kind = method.encoder_kind(shape)
+    depth = shape.planar_layers if kind == "planar" else shape.flow_blocks
     draws = step_generator(config.seed, 0, "encoder")
-    encoder = make_encoder(kind, pixels, shape.hidden, shape.codes, draws, shape.flow_blocks)
+    encoder = make_encoder(kind, pixels, shape.hidden, shape.codes, draws, depth)
+    if isinstance(encoder, FlowEncoder):
+        for block in encoder.blocks:
+            block.constant_gain = method.name != "flow_elbo"
     return Networks(model, theta, encoder.to(device))

@@ -123,6 +123,9 @@ class GaussianEncoder(StochasticEncoder):
 class NoiseResidual(nn.Module):
     """r(x, xi) = W3 tanh(W2 tanh(Wx features(x) + Wxi xi)), the non-Gaussian part of an encoder."""
 
+    constant_gain: bool = True
+    """Whether autograd takes rho for a constant. An exact ELBO gradient may not."""
+
     def __init__(self, features: int, hidden: int, codes: int, generator: torch.Generator) -> None:
         super().__init__()
         self.from_image = TanhMlp((features, hidden), generator)
@@ -143,14 +146,14 @@ class NoiseResidual(nn.Module):
         return _through(self.rest, mixed, self.from_noise.last.weight)
 
     def gain(self) -> Float[Tensor, ""]:
-        """rho = min(1, 0.9 / Lip r), a constant for autograd: xi + rho r is injective."""
-        return (GAIN / self.lipschitz_bound()).clamp(max=1.0)
+        """rho = min(1, 0.9 / Lip r): u -> u + rho r is injective."""
+        bound = self.lipschitz_bound()
+        return (GAIN / (bound.detach() if self.constant_gain else bound)).clamp(max=1.0)
 
     def lipschitz_bound(self) -> Float[Tensor, ""]:
         """Upper bound of the Lipschitz constant in xi, scalar: the product of the layers' norms."""
         weights = [*self.from_noise.weights(), *self.rest.weights()]
-        norms = [spectral_norm_bound(weight.detach()) for weight in weights]
-        return torch.stack(norms).prod()
+        return torch.stack([spectral_norm_bound(weight) for weight in weights]).prod()
 
 
 class ResidualEncoder(GaussianEncoder):
@@ -193,7 +196,7 @@ class FlowEncoder(ResidualEncoder):
 
     Every block has singular values in [0.1, 1.9] for every x, so the codes have a density and
     det df/dxi > 0. One block cannot put mass on modes far apart; `depth` of them stretch up to
-    1.9^depth. rho = min(1, 0.9 / Lip r) is a constant for autograd.
+    1.9^depth. rho = min(1, 0.9 / Lip r).
     """
 
     injective = True

@@ -17,9 +17,11 @@ PIXELS = 6
 def make_networks() -> Callable[..., Networks]:
     """Networks of 6 pixels, 5 hidden units and `codes` dimensions, in float64."""
 
-    def make(codes: int = 2, **method) -> Networks:
+    def make(codes: int = 2, flow_blocks: int = 1, planar_layers: int = 2, **method) -> Networks:
         config = Config(
-            model=ModelConfig(codes=codes, hidden=(5,)),
+            model=ModelConfig(
+                codes=codes, hidden=(5,), flow_blocks=flow_blocks, planar_layers=planar_layers
+            ),
             method=MethodConfig(**{"theta_particles": 1, **method}),
         )
         networks = build_networks(config, PIXELS, "cpu")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 import yaml
@@ -37,7 +38,10 @@ WRONG = [
     ("model", {"hidden": ()}, "model.hidden"),
     ("model", {"hidden": (64, 0)}, "model.hidden"),
     ("model", {"flow_blocks": 0}, "model.flow_blocks"),
+    ("model", {"planar_layers": 0}, "model.planar_layers"),
     ("method", {"importance_samples": 0}, "method.importance_samples"),
+    ("method", {"name": "flow_elbo", "weights": "z"}, "method.weights"),
+    ("method", {"name": "vae_weighted_decoder", "weights": "both"}, "method.weights"),
     ("method", {"name": "stein_viwae", "log_q": "track"}, "method.log_q"),
     (
         "method",
@@ -105,10 +109,12 @@ def test_exact_density_of_an_encoder_that_folds_is_refused(encoder):
     Config(model=model, method=MethodConfig(name="stein_viwae", log_q="jac", weights="none"))
     Config(model=model, method=MethodConfig(log_q="jac"))  # stein_vae has no weights
     Config(method=weighted)
+    with pytest.raises(ValueError, match=r"model\.encoder must be flow or gaussian.*flow_elbo"):
+        Config(model=model, method=MethodConfig(name="flow_elbo"))
 
 
 def test_codes_and_decoders_are_counted_in_groups():
-    groups = {"code_particles": 4, "importance_samples": 3, "theta_particles": 2}
+    groups: dict[str, Any] = {"code_particles": 4, "importance_samples": 3, "theta_particles": 2}
     method = MethodConfig(name="stein_viwae", **groups)
     assert (method.codes_per_image, method.decoders) == (12, 2)
     printed = MethodConfig(name="stein_viwae", weights="paper", **groups)
@@ -117,7 +123,7 @@ def test_codes_and_decoders_are_counted_in_groups():
     assert MethodConfig(name="iwae", **groups).codes_per_image == 4
 
 
-@pytest.mark.parametrize("name", ["vae", "iwae"])
+@pytest.mark.parametrize("name", ["vae", "iwae", "planar_flow", "flow_elbo"])
 def test_baselines_train_one_decoder(name):
     assert MethodConfig(name=name, theta_particles=5).decoders == 1
     assert MethodConfig(theta_particles=5).decoders == 5

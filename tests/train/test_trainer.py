@@ -27,6 +27,11 @@ def fit(trainer: Trainer) -> Trainer:
 METHODS = {
     "vae": {"name": "vae"},
     "iwae": {"name": "iwae"},
+    "dreg": {"name": "iwae", "iwae_gradient": "dreg"},
+    "planar": {"name": "planar_flow"},
+    "control": {"name": "vae_weighted_decoder", "code_particles": 2},
+    "flow elbo": {"name": "flow_elbo", "code_particles": 2},
+    "flow elbo alone": {"name": "flow_elbo", "code_particles": 2, "weights": "none"},
     "stein": {},
     "include": {"self_term": "include"},
     "ensemble": {"theta_particles": 3},
@@ -54,7 +59,7 @@ def test_every_method_learns(method, tiny, digits, tmp_path):
     assert fit(trainer).validate().value < before - 8
 
 
-@pytest.mark.parametrize("encoder", ["residual", "concat"])
+@pytest.mark.parametrize("encoder", ["residual", "concat", "gaussian"])
 def test_other_encoders_learn(encoder, tiny, digits, tmp_path):
     config = tiny(
         model={"encoder": encoder},
@@ -74,11 +79,12 @@ def test_decoders_differ_and_the_mixture_beats_one_alone(tiny, digits, tmp_path)
     assert estimate.value < estimate.single
 
 
-def test_methods_start_from_the_same_networks(tiny):
-    stein = build_networks(tiny(), 64, "cpu").tensors()
+@pytest.mark.parametrize("method", ["stein_vae", "stein_viwae", "flow_elbo", "planar_flow"])
+def test_methods_start_from_the_same_networks(method, tiny):
+    other = build_networks(tiny(method={"name": method}), 64, "cpu").tensors()
     vae = build_networks(tiny(method={"name": "vae"}), 64, "cpu").tensors()
-    assert set(vae) < set(stein)
-    assert all(torch.equal(vae[name], stein[name]) for name in vae)
+    assert set(vae) < set(other)
+    assert all(torch.equal(vae[name], other[name]) for name in vae)
 
 
 def poison(trainer: Trainer, steps: set[int]) -> None:
