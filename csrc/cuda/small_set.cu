@@ -42,7 +42,9 @@ __device__ bool store_distances(const G& g, const typename G::User* x) {
     }
     write_tile(to, sum);
   });
-  return g.reduce(bad, 0u, Most{}) == 0;
+  bad = g.reduce(bad, 0u, Most{});
+  g.sync();  // before other threads' distances are read
+  return bad == 0;
 }
 
 // Distances become kernel values, 0 where there is no pair; tiles of the diagonal are completed.
