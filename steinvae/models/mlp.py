@@ -73,6 +73,17 @@ class BernoulliMlp:
         order = torch.arange(len(codes), device=codes.device)
         return means[order % means.shape[0], order]
 
+    def draw_images(
+        self, theta: dict[str, Tensor], codes: Float[Tensor, "n d"], generator: torch.Generator
+    ) -> Float[Tensor, "n X"]:
+        """x_i ~ p(x | z_i, theta) for the one decoder in theta: codes (n, d) -> (n, X) bits.
+
+        The uniform draws are made on the CPU, so that a seed means the same images everywhere.
+        """
+        (means,) = self.logits(theta, codes[None]).sigmoid()
+        draws = torch.rand(means.shape, generator=generator).to(means.device)
+        return (draws < means).to(means.dtype)
+
 
 class TanhMlp(nn.Module):
     """A tanh MLP with fan-in scaled normal weights; tanh follows every layer but the last."""
