@@ -1,4 +1,4 @@
-"""The pair kernels have no data race, and every barrier of their tiles is one that they need."""
+"""The CUDA kernels have no data race, and every barrier of the pair tiles is one that they need."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ NEEDED = [
 ]
 
 
+SETS = ["small_set", "small_set_backward", "median_pass", "median_refine"]
+SET_LAUNCHES = ["small_set", "small_set_backward", "median", "median_stored", "median_counted"]
+
+
 def stubs(needed: str) -> str:
     """The launchers that a program of one source lacks."""
     return "".join(
@@ -46,6 +50,11 @@ def test_every_barrier_of_the_tiles_is_listed():
 def test_no_kernel_has_a_race(tmp_path):
     program = cuda_races.program(DRIVER, [f"{name}.cu" for name in SOURCES], tmp_path)
     assert cuda_races.races(program, *SOURCES, "direct") == 0
+
+
+def test_sets_and_medians_have_no_race(tmp_path):
+    program = cuda_races.program("races_sets.cpp", [f"{name}.cu" for name in SETS], tmp_path)
+    assert cuda_races.races(program, *SET_LAUNCHES) == 0
 
 
 @pytest.mark.parametrize(("barrier", "needed"), list(enumerate(NEEDED)), ids=str)
