@@ -30,6 +30,9 @@ class Batch(NamedTuple):
     monitor: bool = False
     """Whether to compute statistics that cost extra."""
 
+    compare: bool = False
+    """Whether to compare the Stein direction with the exact field, which costs several updates."""
+
 
 class Gradients(NamedTuple):
     """Descent gradients, ready for an optimiser, and what to log."""

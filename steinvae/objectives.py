@@ -15,6 +15,7 @@ from stein_kernels import kernel_stein_discrepancy
 from steinvae.baselines import BASELINES, iwae, vae
 from steinvae.config import MethodConfig
 from steinvae.gradients import Batch, Gradients, Objective, code_spread, encoder_gradients
+from steinvae.monitor import field_stats, fold_stats
 from steinvae.networks import Networks
 from steinvae.pairs import Pairing
 from steinvae.stein import Scores, code_direction, posterior_scores, theta_direction
@@ -144,7 +145,7 @@ def _move(
         data_size=data_size,
         weights=weights.theta,
     )
-    stats = _stein_stats(drawn, scores, to_codes, method, batch.monitor)
+    stats = _stein_stats(networks, batch, drawn, scores, to_codes, method)
     return Gradients(
         theta=-to_theta,
         eta=encoder_gradients(networks, codes, to_codes),
@@ -169,17 +170,25 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def _stein_stats(
-    codes: Tensor, scores: Scores, direction: Tensor, method: MethodConfig, monitor: bool
+    networks: Networks,
+    batch: Batch,
+    codes: Tensor,
+    scores: Scores,
+    direction: Tensor,
+    method: MethodConfig,
 ) -> dict[str, Tensor]:
     stats = {
         "distortion": -scores.log_likelihood.mean(),
         "code_spread": code_spread(codes),
         "direction": direction.square().sum(-1).mean().sqrt(),
     }
-    if monitor:
+    if batch.monitor:
         statistic = "u" if method.self_term == "leave_one_out" else "v"
         discrepancy = kernel_stein_discrepancy(
             codes, scores.codes, bandwidth=method.bandwidth, statistic=statistic
         )
         stats["stein_discrepancy"] = discrepancy.mean()
+        stats |= fold_stats(networks, batch.pixels, batch.noise)
+    if batch.compare:
+        stats |= field_stats(networks, batch.pixels, batch.noise, scores.codes, direction, method)
     return stats

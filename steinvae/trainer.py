@@ -87,7 +87,7 @@ class Trainer:
         """One update, and a validation where one is due; returns what to log."""
         settings = self.config.trainer
         self.step += 1
-        log = self.step == 1 or self.step % settings.log_every == 0
+        log = self.step == 1 or self.step % settings.log_every == 0 or self._compares(self.step - 1)
         stats = self.update(self.step - 1, monitor=log)
         record = {f"train/{name}": value for name, value in stats.items()} if log else {}
         if self.step % settings.validate_every == 0:
@@ -102,6 +102,7 @@ class Trainer:
         Returns the statistics as numbers where `monitor`, else nothing (no synchronisation).
         """
         batch = self.batch(step, monitor=monitor)
+        batch = batch._replace(compare=monitor and self._compares(step))
         method = self.config.method
         gradients = self._objective(self.networks, batch, method, len(self.dataset.train))
         norm = self.optimizer.apply(step, gradients.theta, gradients.eta)
@@ -130,6 +131,11 @@ class Trainer:
         order = torch.randperm(method.code_particles, generator=generator)
         pixels, noise, order = (item.to(self.device) for item in (pixels, noise, order))
         return Batch(pixels, noise, order, monitor)
+
+    def _compares(self, step: int) -> bool:
+        """Whether update `step` compares its direction with the exact field."""
+        every = self.config.trainer.monitor_every
+        return self.config.method.is_stein and every > 0 and (step + 1) % every == 0
 
     def validate(self) -> Estimate:
         """The NLL on the validation images, always with the same noise."""

@@ -19,6 +19,7 @@ from jaxtyping import install_import_hook
 SHAPED = (
     "density",
     "models",
+    "monitor",
     "pairs",
     "particles",
     "recognition",

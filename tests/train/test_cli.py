@@ -42,6 +42,7 @@ SURFACE = {
     "trainer.max_steps",
     "trainer.batch_size",
     "trainer.log_every",
+    "trainer.monitor_every",
     "trainer.validate_every",
     "trainer.checkpoint_every",
     "trainer.keep_checkpoints",

@@ -72,6 +72,7 @@ WRONG = [
     ("trainer", {"checkpoint_every": 0}, "trainer.checkpoint_every"),
     ("trainer", {"keep_checkpoints": 0}, "trainer.keep_checkpoints"),
     ("trainer", {"nonfinite_limit": 0}, "trainer.nonfinite_limit"),
+    ("trainer", {"monitor_every": -1}, "trainer.monitor_every"),
     ("trainer", {"patience": -1}, "trainer.patience"),
     ("trainer", {"threads": -1}, "trainer.threads"),
     ("evaluation", {"images": -1}, "evaluation.images"),

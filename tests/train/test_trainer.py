@@ -87,6 +87,24 @@ def test_methods_start_from_the_same_networks(method, tiny):
     assert all(torch.equal(vae[name], other[name]) for name in vae)
 
 
+def test_direction_is_compared_where_monitor_every_says(tiny, digits, tmp_path):
+    """At those steps there is a record, whatever log_every says; metrics stay as they were."""
+    runs = {}
+    for every in (0, 5):
+        config = tiny(trainer={"max_steps": 10, "monitor_every": every})
+        trainer = fit(Trainer(config, digits, tmp_path / str(every)))
+        runs[every] = {
+            item["step"]: item for item in read_metrics(trainer.run_dir / "metrics.jsonl")
+        }
+    assert list(runs[0]) == [1, 4, 6, 8]
+    assert list(runs[5]) == [1, 4, 5, 6, 8, 10]
+    compared = [
+        step for step, record in runs[5].items() if "train/direction_cosine_field" in record
+    ]
+    assert compared == [5, 10]
+    assert all(runs[5][step] == record for step, record in runs[0].items())
+
+
 def poison(trainer: Trainer, steps: set[int]) -> None:
     """Make the gradients of these updates NaN."""
     objective = trainer._objective
