@@ -158,6 +158,14 @@ class MedianChecks:
                 actual = run_stored(kernels, matrix, plan, (low, high))
                 assert torch.equal(actual, expected), (low, high)
 
+    def test_a_bracket_above_zeros(self, kernels):
+        """Most pairs coincide: the search has to come down to the bits of 0."""
+        values = torch.rand(1, 435, generator=generator())
+        values[0, ::2] = 0
+        values[0, 1] = 0
+        for low in (1, bits(0.5), ABOVE - 1):
+            assert run_stored(kernels, symmetric(30, values), FEW, (low, ABOVE)) == 0
+
     def test_more_inside_than_any_list_takes(self, kernels):
         """A bracket around everything with room in its bins: 11175 pairs in tiles at once."""
         x = gaussian_problem(1, 150, 2).x

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stein_kernels.gpu import median
-from stein_kernels.testing import assert_relative_error, gaussian_problem
+from stein_kernels.testing import assert_relative_error, gaussian_problem, generator
 from tests.native import cuda_shim
 from tests.native.median_checks import MedianChecks, exact, midpoint, symmetric
 
@@ -60,6 +60,14 @@ def test_workspace_is_bounded(batch, count, megabytes):
     bins = chosen.rows * median.BINS
     of_set = 4 * bins * chosen.depth + 8 * bins + 28 * chosen.sample
     assert chosen.sets * of_set < megabytes * 2**20
+
+
+def test_a_block_takes_many_tiles(kernels):
+    """Eight blocks for the 28 tiles of 64 x 64 of each set, which float64 takes."""
+    pairs = torch.rand(60, 400 * 399 // 2, generator=generator(), dtype=torch.float64)
+    few = median.Plan(sample=0, rows=1, depth=0, rounds=6)
+    actual = median.search(kernels, symmetric(400, pairs), 400, True, few)
+    assert torch.equal(actual, midpoint(pairs))
 
 
 def test_more_sets_than_are_searched_at_once(kernels, monkeypatch):
