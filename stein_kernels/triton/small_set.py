@@ -37,7 +37,7 @@ class Tile(NamedTuple):
     """How a program holds a set of up to ``particles``; a power of two, as Triton wants."""
 
     particles: int
-    features: int  # transposed at a time: a cache sector of float32
+    features: int  # transposed at a time: one or two cache sectors of float32
     warps: int
 
 
@@ -45,7 +45,7 @@ class Tile(NamedTuple):
 # set of 20 is one warp, whose counts need no barrier; a set of 100 is 16, for it often has a
 # multiprocessor to itself. Sets of 16 or less take the tile of 32 as well: what that wastes is less
 # than a launch, and several sets to a program would need a third axis in every sum.
-TILES = (Tile(32, 8, 1), Tile(64, 8, 8), Tile(128, 8, 16))
+TILES = (Tile(32, 8, 1), Tile(64, 16, 8), Tile(128, 8, 16))
 # In float64 tiles of 128 x 128 do not fit the registers.
 LIMIT = {"fp32": 128, "fp64": 64}
 _USER = {"fp32": "fp32", "fp64": "fp64", "bf16": "fp32", "fp16": "fp32"}  # dtype: T
