@@ -27,11 +27,11 @@ RATE = 1e-3
 
 
 def fused(x: Tensor, grad: Tensor) -> Call:
-    from stein_kernels.optim import SVGDAdam  # pyright: ignore[reportMissingImports]
+    from stein_kernels.optim import SVGDAdam
 
     particles = torch.nn.Parameter(x.clone())
     particles.grad = grad
-    return SVGDAdam([particles], lr=RATE).step
+    return SVGDAdam([particles], lr=RATE, maximize=True).step
 
 
 def direction_then_adam(x: Tensor, grad: Tensor) -> Call:
