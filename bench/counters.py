@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from bench.shapes import Shape
 from stein_kernels.gpu import median as median_flow
-from stein_kernels.gpu.long_pairs import WHOLE
 
+WHOLE = 128  # particles of a float32 set that the launches of long rows hold in one tile
 Polynomial = Mapping[str, float]  # monomial -> coefficient
 
 
