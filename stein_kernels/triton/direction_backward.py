@@ -31,7 +31,7 @@ TABLE: Table = {
     ("fp64", "ieee", 16): Tile(32, 16, 4, 1, 8),
     ("fp64", "ieee", 32): Tile(16, 16, 2, 1, 8),
     ("fp64", "ieee", 64): Tile(16, 16, 2, 1, 8),
-    ("fp64", "ieee", 128): Tile(16, 16, 1, 1, 16),
+    ("fp64", "ieee", 128): Tile(16, 16, 2, 1, 8),
     ("fp32", "tf32x3", 32): Tile(64, 16, num_warps=8),
     ("fp32", "tf32x3", 64): Tile(32, 32, num_warps=8),
     ("fp32", "tf32x3", 128): Tile(32, 16, num_warps=8),
