@@ -8,7 +8,7 @@ Shapes: M decoders, B images of X pixels, n samples an image, d code dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import log, pi
 
@@ -22,6 +22,7 @@ from steinvae.density.likelihood import (
     log_likelihood,
     log_mean_exp,
     log_prior,
+    over_decoders,
 )
 from steinvae.networks import Networks
 
@@ -95,31 +96,54 @@ def iw_g(
     Shapes: pixels (B, X) -> (2, B) float64: the mixture, and the mean over decoders of each alone.
     Source: Burda et al. 2016 for the bound; the paper's eq. 16 needs an encoder density instead.
     """
-    fitted = max(64, fit_samples * networks.encoder.codes)
-    logits_an_image = networks.theta.particles * samples * pixels.shape[1]
-    chunk = max(1, LOGITS_AT_ONCE // logits_an_image)
-    estimates, first = [], 0
-    for images in pixels.split(chunk):
-        shape = (fitted + samples, networks.encoder.codes)
-        noise = image_noise(seed, range(first, first + len(images)), shape, networks.device)
-        estimates.append(
-            _iw_g_chunk(networks, images, noise.split([fitted, samples], 1), inflation)
+    chunks = importance_weights(
+        networks,
+        pixels,
+        samples=samples,
+        seed=seed,
+        fit_samples=fit_samples,
+        inflation=inflation,
+    )
+    estimates = [
+        torch.stack(
+            [log_mean_exp(over_decoders(each, "mixture"), -1), log_mean_exp(each, -1).mean(0)]
         )
-        first += len(images)
+        for each in chunks
+    ]
     return torch.cat(estimates, dim=1)
 
 
-def _iw_g_chunk(
+@torch.no_grad()
+def importance_weights(
+    networks: Networks,
+    pixels: Float[Tensor, "B X"],
+    *,
+    samples: int,
+    seed: int,
+    fit_samples: int = 8,
+    inflation: float = 1.2,
+) -> Iterator[Float[Tensor, "M b n"]]:
+    """The log weights behind `iw_g`, decoder by decoder, a chunk of b images at a time; float64."""
+    fitted = max(64, fit_samples * networks.encoder.codes)
+    logits_an_image = networks.theta.particles * samples * pixels.shape[1]
+    chunk = max(1, LOGITS_AT_ONCE // logits_an_image)
+    shape = (fitted + samples, networks.encoder.codes)
+    first = 0
+    for images in pixels.split(chunk):
+        noise = image_noise(seed, range(first, first + len(images)), shape, networks.device)
+        yield _chunk_weights(networks, images, noise.split([fitted, samples], 1), inflation)
+        first += len(images)
+
+
+def _chunk_weights(
     networks: Networks, pixels: Tensor, noise: Sequence[Tensor], inflation: float
-) -> Tensor:
+) -> Float[Tensor, "M b n"]:
     fit_noise, proposal_noise = noise[0], noise[1].double()
     mean, scale_tril = fit_gaussian(networks.encoder(pixels, fit_noise), inflation)
     codes = mean[:, None] + proposal_noise @ scale_tril.transpose(1, 2)
     log_ratio = log_prior(codes) - gaussian_log_density(proposal_noise, scale_tril)
     codes = codes.to(networks.theta.flat.dtype)
-    log_weights = log_likelihood(networks, codes, pixels).double() + log_ratio
-    mixture = log_mean_exp(log_mean_exp(log_weights, 0), -1)
-    return torch.stack([mixture, log_mean_exp(log_weights, -1).mean(0)])
+    return log_likelihood(networks, codes, pixels).double() + log_ratio
 
 
 def negative_log_likelihood(
