@@ -1,6 +1,7 @@
 """`python -m steinvae.train`: train a Stein VAE, and an ordinary VAE beside it.
 
-Without arguments: the 8x8 digits of scikit-learn, offline, in about a minute.
+Without arguments: the 8x8 digits of scikit-learn, offline, in about a minute. With `--plan`: what a
+step costs, and no training.
 """
 
 from __future__ import annotations
@@ -10,12 +11,25 @@ from collections.abc import Sequence
 
 from steinvae.cli import parse_config
 
-DESCRIPTION = "Train a Stein variational autoencoder, or a baseline on the same networks."
+DESCRIPTION = (
+    "Train a Stein variational autoencoder, or a baseline on the same networks. "
+    "--plan prints memory and decoder passes of one step, and trains nothing."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, and say where the run folder is and what came out; returns the exit code."""
-    config = parse_config("train", DESCRIPTION, argv)
+    """Parse, run, and say where the run folder is and what came out; returns the exit code.
+
+    `--plan` is no setting of a run, so it is taken out before settings are parsed.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    planned = "--plan" in arguments
+    config = parse_config("train", DESCRIPTION, [item for item in arguments if item != "--plan"])
+    if planned:
+        from steinvae.plan import make_plan
+
+        print(make_plan(config).report())
+        return 0
     from steinvae.run import SetupError, run  # torch: not needed for --help and usage errors
     from steinvae.trainer import NonFiniteError
 

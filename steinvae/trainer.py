@@ -33,15 +33,22 @@ class NonFiniteError(RuntimeError):
 class Trainer:
     """Networks in training on one data set, with their run folder.
 
+    `networks` replaces those that the configuration describes: a user's own likelihood and nets.
     `step` counts updates done. The best parameters are those with the lowest validation NLL; the
     test split is never looked at here.
     """
 
-    def __init__(self, config: Config, dataset: Dataset, run_dir: Path) -> None:
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        run_dir: Path,
+        networks: Networks | None = None,
+    ) -> None:
         self.config, self.dataset, self.run_dir = config, dataset, Path(run_dir)
         self.device = choose_device(config.trainer.device)
         pixels = dataset.train.pixels.shape[1]
-        self.networks: Networks = build_networks(config, pixels, self.device)
+        self.networks = networks or build_networks(config, pixels, self.device)
         self.optimizer = Optimizer(self.networks, config.optimizer)
         batch_size = config.trainer.batch_size
         self._sampler = BatchSampler(len(dataset.train), batch_size, config.seed)
@@ -126,7 +133,7 @@ class Trainer:
         pixels = self.dataset.train.batch(indices, step_generator(seed, step, "binarization"))
         generator = step_generator(seed, step, "noise")
         rows = 1 if method.shared_noise else len(indices)
-        shape = (rows, method.codes_per_image, self.config.model.codes)
+        shape = (rows, method.codes_per_image, self.networks.encoder.codes)
         noise = torch.randn(shape, generator=generator)
         order = torch.randperm(method.code_particles, generator=generator)
         pixels, noise, order = (item.to(self.device) for item in (pixels, noise, order))

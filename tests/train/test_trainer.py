@@ -43,6 +43,16 @@ METHODS = {
     "viwae": {"name": "stein_viwae", "code_particles": 2},
     "viwae jac": {"name": "stein_viwae", "code_particles": 2, "log_q": "jac"},
     "viwae both": {"name": "stein_viwae", "code_particles": 2, "weights": "both"},
+    "as printed": {
+        "name": "stein_viwae",
+        "self_term": "include",
+        "code_particles": 4,
+        "theta_particles": 2,
+        "importance_samples": 2,
+        "weights": "paper",
+        "bandwidth": "median",
+        "shared_noise": True,
+    },
 }
 
 

@@ -1,0 +1,115 @@
+"""The plan's numbers are those of real networks and real updates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from steinvae import train
+from steinvae.config import ModelConfig
+from steinvae.networks import build_networks
+from steinvae.plan import PIXELS, make_plan
+from steinvae.presets import load_preset
+from steinvae.trainer import Trainer
+
+CASES = {
+    "stein": {"theta_particles": 3},
+    "strat": {"theta_particles": 5, "pairing": "strat"},
+    "viwae": {"name": "stein_viwae", "theta_particles": 2, "importance_samples": 3},
+    "printed": {
+        "name": "stein_viwae",
+        "weights": "paper",
+        "code_particles": 4,
+        "theta_particles": 2,
+        "importance_samples": 3,
+    },
+    "printed and dealt": {
+        "name": "stein_viwae",
+        "weights": "paper",
+        "code_particles": 4,
+        "theta_particles": 2,
+        "importance_samples": 3,
+        "pairing": "strat",
+    },
+    "vae": {"name": "vae", "theta_particles": 4},
+    "iwae": {"name": "iwae"},
+    "planar": {"name": "planar_flow"},
+    "control": {"name": "vae_weighted_decoder"},
+    "flow elbo": {"name": "flow_elbo"},
+}
+
+
+@pytest.mark.parametrize("method", CASES.values(), ids=CASES.keys())
+def test_passes_and_activations_are_those_of_an_update(method, tiny, digits, tmp_path):
+    config = tiny(method=method)
+    trainer, plan = Trainer(config, digits, tmp_path), make_plan(config)
+    model, counted, kept = trainer.networks.model, [], {}
+    original = model.log_likelihood
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    def counting(theta: dict[str, Tensor], codes: Tensor, pixels: Tensor) -> Tensor:
+        own = {item.untyped_storage().data_ptr() for item in (*theta.values(), pixels)}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda item: item):
+            pairs = original(theta, codes, pixels)
+        for pointer in own:
+            kept.pop(pointer, None)
+        counted.append(pairs.numel())
+        return pairs
+
+    model.log_likelihood = counting  # type: ignore[method-assign]
+    trainer.update(0, monitor=False)
+    assert sum(counted) == plan.decoder_passes
+    assert plan.images_at_once == config.trainer.batch_size
+    measured = sum(kept.values())  # without the temporaries of the loss and its gradient
+    beyond = 2 * 4 * plan.decoder_passes * 64
+    assert measured == pytest.approx(plan.decoding_bytes - beyond, rel=0.1)
+
+
+@pytest.mark.parametrize("encoder", ["flow", "residual", "concat", "gaussian"])
+@pytest.mark.parametrize("method", CASES.values(), ids=CASES.keys())
+def test_parameters_are_those_of_the_networks(method, encoder, tiny):
+    if method.get("name") == "flow_elbo":
+        encoder = "flow"  # others are refused
+    model = ModelConfig(codes=3, hidden=(7, 5), encoder=encoder, flow_blocks=3, planar_layers=4)
+    config = tiny(model=model, method=method)
+    plan = make_plan(config)
+    count = build_networks(config, 64, "cpu").parameter_count()
+    assert plan.decoder_parameters == count["decoder"]
+    assert plan.decoders * plan.decoder_parameters == count["decoders"]
+    assert plan.encoder_parameters == count["encoder"]
+
+
+def test_state_is_what_a_run_holds(tiny, digits, tmp_path):
+    config = tiny()
+    trainer, plan = Trainer(config, digits, tmp_path), make_plan(config)
+    trainer.update(0, monitor=False)
+    trainer._remember(trainer.validate())
+    held = (trainer.networks.tensors(), trainer.optimizer.tensors(), trainer._best)
+    measured = sum(item.nbytes for tensors in held for item in tensors.values() if item.ndim)
+    assert measured == plan.state_bytes
+
+
+def test_pixels_are_those_of_the_data(digits):
+    assert digits.train.pixels.shape[1] == PIXELS["digits"]
+
+
+def test_printed_recipe_costs_what_it_costs():
+    plan = make_plan(load_preset("paper"))
+    assert (plan.decoders, plan.codes, plan.decoder_parameters) == (5000, 5000, 207_984)
+    assert plan.decoder_passes == 64 * 100 * 100 * 50
+    assert plan.images_at_once == 1
+    assert plan.state_bytes > 4 * 4 * 5000 * 207_984
+    assert "32,000,000 (" in plan.report()
+
+
+def test_command_prints_the_plan_and_trains_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["--preset", "paper", "--plan"]) == 0
+    shown = capsys.readouterr().out
+    assert "decoder passes a step:" in shown
+    assert "memory: in all, about:" in shown
+    assert list(tmp_path.iterdir()) == []
