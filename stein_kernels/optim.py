@@ -1,0 +1,201 @@
+"""Optimisers whose gradient is the Stein direction: particles move together, each by Adam.
+
+On a GPU a buffer of up to 128 particles takes one step in two passes over memory: one for the
+distances, and one that forms the direction and updates parameters and moments on the spot. The
+direction is never written. Elsewhere ``svgd_direction`` and the same arithmetic in torch run, with
+the same numbers to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from stein_kernels import _backends, _ops, _optim_ops
+from stein_kernels._checks import (
+    accumulation_dtype,
+    check_flag,
+    check_particles,
+    check_rule,
+    check_scores,
+)
+from stein_kernels.functional import svgd_direction
+
+_OP = "SVGDAdam"
+_library = _ops.NAMESPACE  # importing _ops registers the op that _optim_ops calls
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class SVGDAdam(Optimizer):
+    r"""Adam along the Stein variational gradient direction of every parameter.
+
+    Each parameter is a buffer (M, P) of M particles with P coordinates, one row a particle; its
+    kernel is its own, so what belongs to one particle (all weights of a network) should lie in one
+    row. ``.grad`` holds in each row the gradient of that particle's loss -log p, as
+    ``loss.sum().backward()`` leaves it. With :math:`\phi` =
+    ``svgd_direction(param, -param.grad)`` a step is that of ``torch.optim.AdamW`` on the gradient
+    :math:`-\phi`.
+
+    Moments are in float32 for half types, else in the dtype of the parameter; they and the count
+    of steps stay on the device, so a step can be captured in a CUDA graph (after a first step
+    outside it; lr and the like are then constants of the graph).
+
+    Args:
+        params: parameters (M, P), or groups of them; M and P at least 1.
+        lr: step size.
+        betas: how much of each moment is kept.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled, as in AdamW.
+        bandwidth: a positive number or a rule of :func:`stein_kernels.median_bandwidth`.
+        leave_one_out: leave a particle's own score out of its direction.
+        maximize: ``.grad`` is the gradient of log p itself, which is maximised.
+
+    Raises:
+        TypeError: an option or a parameter has the wrong type or dtype.
+        ValueError: an option has the wrong value, or a parameter the wrong shape.
+
+    Example:
+        >>> particles = torch.nn.Parameter(torch.randn(20, 1000))
+        >>> optimizer = SVGDAdam([particles], lr=1e-2)
+        >>> for _ in range(100):
+        ...     optimizer.zero_grad()
+        ...     (0.5 * particles.square()).sum().backward()  # -log p of N(0, I)
+        ...     optimizer.step()
+
+    Source: Liu & Wang 2016, algorithm 1; Kingma & Ba 2015; Loshchilov & Hutter 2019.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        bandwidth: float | str = "liu_wang",
+        leave_one_out: bool = False,
+        maximize: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "bandwidth": bandwidth,
+            "leave_one_out": leave_one_out,
+            "maximize": maximize,
+        }
+        self._constants: dict[Any, Tensor] = {}  # hyperparameters, already on the device
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, its options and shapes checked first."""
+        params = param_group["params"]
+        params = [params] if isinstance(params, Tensor) else list(params)
+        _check_options({**self.defaults, **param_group})
+        for param in params:
+            check_particles(_OP, "a parameter", param)
+            if param.dim() != 2 or 0 in param.shape:
+                raise ValueError(
+                    f"{_OP}: a parameter must have shape (M, P) with at least one particle and "
+                    f"one coordinate, got {tuple(param.shape)}"
+                )
+        super().add_param_group({**param_group, "params": params})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every parameter that has a gradient; returns what the closure returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    self._move(param, check_scores(_OP, "grad", param.grad, param), group)
+        return loss
+
+    def _move(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[param]
+        wide = accumulation_dtype(param.dtype)
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float64, device=param.device)
+            for name in _MOMENTS:
+                state[name] = torch.zeros(param.shape, dtype=wide, device=param.device)
+        state["step"] += 1
+        factors = self._factors(group, state["step"]).to(wide)
+        rule, leave_one_out = group["bandwidth"], group["leave_one_out"]
+        moments = [state[name] for name in _MOMENTS]
+        if _backends.active_backend() == "reference":
+            score = grad if group["maximize"] else -grad
+            phi = svgd_direction(param, score, bandwidth=rule, leave_one_out=leave_one_out)
+            _optim_ops.descend(param, phi, *moments, factors)
+            return
+        _backends.require(_OP, param)
+        h = None
+        if not isinstance(rule, str):
+            rule, h = "", torch.full((1,), float(rule), dtype=wide, device=param.device)
+        torch.ops.stein_kernels.svgd_adam_step(
+            *(param[None], grad[None], moments[0][None], moments[1][None], factors),
+            *(h, rule, leave_one_out),
+        )
+
+    def _factors(self, group: dict[str, Any], step: Tensor) -> Tensor:
+        """What a step multiplies by, (9,) in float64: see ``_optim_ops``."""
+        lr, (b1, b2), eps = float(group["lr"]), group["betas"], group["eps"]
+        sign = 1.0 if group["maximize"] else -1.0
+        values = (lr, 1.0, b1, 1 - b1, b2, 1 - b2, eps, 1 - lr * group["weight_decay"], sign)
+        key = (step.device, values)
+        if key not in self._constants:
+            self._constants.clear()  # a schedule of lr would leave one behind at every step
+            self._constants[key] = torch.tensor(values, dtype=torch.float64, device=step.device)
+        factors = self._constants[key].clone()
+        factors[0] /= 1 - torch.pow(b1, step)
+        factors[1] = (1 - torch.pow(b2, step)).rsqrt()
+        return factors
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Torch casts a state to the dtype of its parameter: the moments keep theirs here."""
+        super().load_state_dict(state_dict)
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        params = [param for group in self.param_groups for param in group["params"]]
+        for index, param in zip(saved, params, strict=True):
+            for name, value in state_dict["state"].get(index, {}).items():
+                dtype = torch.float64 if name == "step" else accumulation_dtype(param.dtype)
+                self.state[param][name] = value.to(param.device, dtype, copy=True)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._constants = {}
+
+
+def _check_options(group: dict[str, Any]) -> None:
+    for name in ("lr", "eps", "weight_decay"):
+        _check_number(name, group[name], math.inf)
+    betas = group["betas"]
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise TypeError(f"{_OP}: betas must be two numbers, got {betas!r}")
+    for beta in betas:
+        _check_number("betas", beta, 1.0)
+    bandwidth = group["bandwidth"]
+    if isinstance(bandwidth, str):
+        check_rule(_OP, bandwidth)
+    else:
+        _check_number("bandwidth", bandwidth, math.inf)
+        if bandwidth == 0:
+            raise ValueError(f"{_OP}: bandwidth must be positive, got {bandwidth}")
+    for name in ("leave_one_out", "maximize"):
+        check_flag(_OP, name, group[name])
+
+
+def _check_number(name: str, value: Any, below: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{_OP}: {name} must be a number, got {type(value).__name__}")
+    if not 0 <= value < below:
+        raise ValueError(f"{_OP}: {name} must be at least 0 and less than {below}, got {value}")
