@@ -131,18 +131,18 @@ class SVGDAdam(Optimizer):
         state["step"] += 1
         factors = self._factors(group, state["step"]).to(wide)
         rule, leave_one_out = group["bandwidth"], group["leave_one_out"]
-        moments = [state[name] for name in _MOMENTS]
+        first, second = (state[name] for name in _MOMENTS)
         if _backends.active_backend() == "reference":
             score = grad if group["maximize"] else -grad
             phi = svgd_direction(param, score, bandwidth=rule, leave_one_out=leave_one_out)
-            _optim_ops.descend(param, phi, *moments, factors)
+            _optim_ops.descend(param, phi, first, second, factors)
             return
         _backends.require(_OP, param)
         h = None
         if not isinstance(rule, str):
             rule, h = "", torch.full((1,), float(rule), dtype=wide, device=param.device)
         torch.ops.stein_kernels.svgd_adam_step(
-            *(param[None], grad[None], moments[0][None], moments[1][None], factors),
+            *(param[None], grad[None], first[None], second[None], factors),
             *(h, rule, leave_one_out),
         )
 

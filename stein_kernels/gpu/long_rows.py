@@ -290,8 +290,8 @@ def _wide(
     xs = x.to(wide) - centre
     ys = None if query is None else rows(query.to(wide) - centre)
     problem = Problem(kernels, rows(xs), ys, torch.zeros_like(centre[:, 0]), bandwidth, precision)
-    given = (problem.x if value is None else rows(value.to(wide)) for value in (grad, v))
-    return problem, *given
+    scores = problem.x if grad is None else rows(grad.to(wide))
+    return problem, scores, problem.x if v is None else rows(v.to(wide))
 
 
 def _gradients(
