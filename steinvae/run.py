@@ -70,6 +70,22 @@ def prepare(config: Config, dataset: Dataset, run_dir: Path) -> Trainer:
     return trainer
 
 
+def prepare_with(networks: Networks, config: Config, dataset: Dataset) -> Trainer:
+    """A trainer of networks that the caller has made, in the run folder of `config`.
+
+    `resume` continues them as it does others; settings of `model` and `data` are not looked at.
+    """
+    use_threads(config)
+    run_dir = choose_run_dir(config)
+    trainer = Trainer(config, dataset, run_dir, networks)
+    if config.resume == "auto":
+        trainer.resume()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    write_text(run_dir / CONFIG, text)
+    return trainer
+
+
 def train(trainer: Trainer, stop: StopRequest) -> dict[str, Any]:
     """Train to the end of the budget and test; returns the content of result.json."""
     label, total = trainer.config.method.name, trainer.config.trainer.max_steps

@@ -1,0 +1,42 @@
+"""The worked example of the documentation runs as it is printed, and learns."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from steinvae.logging import read_metrics
+from steinvae.run import prepare_with
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "own_model.md"
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch) -> dict:
+    """What the page's code leaves behind, run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL))
+    names: dict = {"__name__": "own_model"}
+    exec(compile(code, str(PAGE), "exec"), names)
+    return names
+
+
+def test_example_of_the_documentation_trains(example):
+    nll = example["result"]["nll"]
+    assert nll["estimator"] == "iw_g(100)"
+    records = read_metrics(Path("runs/own/metrics.jsonl"))
+    trained = [record for record in records if "train/distortion" in record]
+    assert trained[-1]["train/distortion"] < trained[0]["train/distortion"] - 100
+    assert 1 < trained[-1]["train/effective_samples"] <= 5
+    first, last = (item["validation/nll"] for item in records if "validation/nll" in item)
+    assert last < first
+    assert {"config.yaml", "result.json", "samples.png"} <= {
+        path.name for path in Path("runs/own").iterdir()
+    }
+
+
+def test_run_of_own_networks_is_not_overwritten(example):
+    with pytest.raises(ValueError, match="already holds a run"):
+        prepare_with(example["networks"], example["config"], example["dataset"])
