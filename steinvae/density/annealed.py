@@ -18,64 +18,19 @@ Grosse, Ghahramani & Adams 2015 (the reverse chain).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import log
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steinvae.data import step_generator
-from steinvae.density.hmc import (
-    Chains,
-    Draws,
-    LogLikelihood,
-    posterior_likelihood,
-    start,
-    transition,
-)
-from steinvae.density.likelihood import Treatment, effective_samples, log_mean_exp
+from steinvae.density.annealing import Annealing, ImageStreams, find_steps, sigmoid_schedule
+from steinvae.density.hmc import Chains, LogLikelihood, posterior_likelihood, start, transition
+from steinvae.density.likelihood import effective_samples, log_mean_exp
 from steinvae.networks import Networks
 
 CHAIN_LOGITS = 2**20
 """Logits of the chains that move together: 4 MB in float32."""
-
-_FIRST_STEP, _GAIN = 0.3, 0.1
-"""Step size at the first temperature, and how fast log step follows the acceptance: it settles in
-about 15 temperatures, and wavers by 8 % around its aim."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Annealing:
-    """Settings of the annealed chains."""
-
-    temperatures: int = 500
-    """T; the work is T * leapfrogs * (chains + pilot_chains) gradients an image."""
-
-    chains: int = 16
-    """C chains an image whose weights are averaged."""
-
-    pilot_chains: int = 4
-    """Further chains an image that find the step sizes."""
-
-    leapfrogs: int = 5
-    """Leapfrog steps of a transition."""
-
-    acceptance: float = 0.65
-    """Acceptance probability the pilot aims at."""
-
-    theta: Treatment = "mixture"
-    """How several decoders count."""
-
-    def __post_init__(self) -> None:
-        for name in ("temperatures", "chains", "pilot_chains", "leapfrogs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Annealing: {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.acceptance < 1:
-            raise ValueError(f"Annealing: acceptance must lie in (0, 1), got {self.acceptance}")
-        if self.theta not in ("mixture", "average"):
-            raise ValueError(f"Annealing: theta must be mixture or average, got {self.theta!r}")
 
 
 class Annealed(NamedTuple):
@@ -101,16 +56,6 @@ class Annealed(NamedTuple):
     def effective(self) -> Tensor:
         """Effective number of the C chains of forward weights, (B,)."""
         return effective_samples(self.log_weights)
-
-
-def sigmoid_schedule(temperatures: int, steepness: float = 4.0) -> Float[Tensor, " T1"]:
-    """b_t = (s(r_t) - s(r_0)) / (s(r_T) - s(r_0)), s the logistic function, r_t even in +-4.
-
-    Dense at both ends (`steepness` is the 4); (T + 1,) float64 from 0 to 1.
-    Source: Wu et al. 2017, section 3.
-    """
-    ramp = torch.linspace(-steepness, steepness, temperatures + 1, dtype=torch.float64).sigmoid()
-    return (ramp - ramp[0]) / (ramp[-1] - ramp[0])
 
 
 @torch.no_grad()
@@ -156,55 +101,6 @@ def reverse_ais(
         chains = start(evaluate, exact)
         parts.append(_run(evaluate, chains, noise, steps, settings, reverse=True))
     return _join(parts)
-
-
-class ImageStreams:
-    """Random draws by image: image b's depend on (seed, b, stream) alone, not on its company."""
-
-    def __init__(
-        self, seed: int, images: range, chains: int, networks: Networks, stream: str
-    ) -> None:
-        self._generators = [step_generator(seed, image, stream) for image in images]
-        self._shape = (chains, networks.encoder.codes)
-        self._like = networks.theta.flat
-
-    def draw(self) -> Draws:
-        """The draws of the next transition."""
-        chains, dimension = self._shape
-        momentum = [torch.randn(chains, dimension, generator=each) for each in self._generators]
-        uniform = [torch.rand(chains, 2, generator=each) for each in self._generators]
-        return Draws(torch.stack(momentum).to(self._like), torch.stack(uniform).to(self._like))
-
-
-def find_steps(
-    evaluate: LogLikelihood,
-    networks: Networks,
-    images: range,
-    settings: Annealing,
-    *,
-    seed: int,
-) -> Float[Tensor, "T B"]:
-    """Step sizes for b_1 .. b_{T-1} and every image, adapted along a pilot run of forward chains.
-
-    Every pilot chain moves its own log step by 0.1 (acceptance probability - aim) at each
-    temperature; the geometric mean over an image's chains is handed on.
-    """
-    noise = ImageStreams(seed, images, settings.pilot_chains, networks, "ais_pilot")
-    chains = start(evaluate, noise.draw().momentum)
-    log_step = torch.full_like(chains.codes[..., 0], log(_FIRST_STEP))
-    found = []
-    for inverse_temperature in sigmoid_schedule(settings.temperatures)[1:-1].tolist():
-        chains, acceptance = transition(
-            evaluate,
-            chains,
-            noise.draw(),
-            inverse_temperature,
-            log_step.exp(),
-            leapfrogs=settings.leapfrogs,
-        )
-        log_step = log_step + _GAIN * (acceptance - settings.acceptance).to(log_step)
-        found.append(log_step.mean(1).exp())
-    return torch.stack(found) if found else log_step.new_empty(0, len(images))
 
 
 def _run(

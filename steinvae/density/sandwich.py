@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steinvae.data import step_generator
-from steinvae.density.annealed import Annealing, ais, reverse_ais
+from steinvae.density.annealed import ais, reverse_ais
+from steinvae.density.annealing import Annealing
 from steinvae.networks import Networks
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from steinvae.config import Config, MethodConfig, ModelConfig
 from steinvae.density import annealed, hmc
-from steinvae.density.annealed import Annealing, ais, reverse_ais, sigmoid_schedule
+from steinvae.density.annealed import ais, reverse_ais
+from steinvae.density.annealing import Annealing, sigmoid_schedule
 from steinvae.density.likelihood import log_mean_exp
 from steinvae.density.sandwich import Sandwich, bdmc, simulate
 from steinvae.networks import Networks, build_networks

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steinvae.density.annealed import Annealing, ais, find_steps
+from steinvae.density.annealed import ais
+from steinvae.density.annealing import Annealing, find_steps
 from steinvae.density.hmc import Chains, Draws, leapfrog, posterior_likelihood, start, transition
 from tests.method.models import linear_networks
 
