@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steinvae._atomic import replacing, write_text
 from steinvae.checkpoint import lock_run_dir
-from steinvae.config import Config, from_dict, to_dict
+from steinvae.config import GROUPED, Config, from_dict, to_dict
 from steinvae.data import Dataset, load, step_generator
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.folder import check_same, choose_run_dir
@@ -131,6 +131,8 @@ def describe(trainer: Trainer, estimate: Estimate, selected: int) -> dict[str, A
     config, count = trainer.config, trainer.networks.parameter_count()
     method = config.method
     own = {"self_term": method.self_term} if method.is_stein else {}
+    if method.name in GROUPED:
+        own |= {"weights": method.weights, "importance_samples": method.importance_samples}
     return {
         "method": method.name,
         **own,

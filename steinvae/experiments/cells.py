@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from steinvae.config import Config
+from steinvae.config import GROUPED, Config
 from steinvae.data import Dataset
 from steinvae.report import append_records, read_records, tidy_record
 from steinvae.run import load_data, prepare, train
@@ -34,14 +34,7 @@ class Cell:
     def setting(self) -> dict[str, Any]:
         """What decides the number, flat: a record with another setting is another cell."""
         config, method = self.config, self.config.method
-        own = {
-            "self_term": method.self_term,
-            "encoder": config.model.encoder,
-            "pairing": method.pairing,
-            "theta_particles": method.theta_particles,
-            "bandwidth": method.bandwidth,
-        }
-        shared = {
+        setting = {
             "data": config.data.name,
             "binarization": config.data.binarization,
             "codes": config.model.codes,
@@ -51,7 +44,31 @@ class Cell:
             "steps": config.trainer.max_steps,
             "learning_rate": config.optimizer.learning_rate,
         }
-        return shared | (own if method.name == "stein_vae" else {})
+        if method.is_stein:
+            setting |= {
+                "self_term": method.self_term,
+                "encoder": config.model.encoder,
+                "pairing": method.pairing,
+                "theta_particles": method.theta_particles,
+                "bandwidth": method.bandwidth,
+            }
+        return setting | self._further()
+
+    def _further(self) -> dict[str, Any]:
+        """What came after the first records, named only where it is not as it was then."""
+        model, method = self.config.model, self.config.method
+        further: dict[str, Any] = {}
+        if method.name in GROUPED:
+            further |= {"importance_samples": method.importance_samples, "weights": method.weights}
+        if method.name == "stein_viwae":
+            further["log_q"] = method.log_q
+        if method.encoder_kind(model) == "flow" and model.flow_blocks > 1:
+            further["flow_blocks"] = model.flow_blocks
+        if method.name == "planar_flow":
+            further["planar_layers"] = model.planar_layers
+        if method.name == "iwae" and method.iwae_gradient != "standard":
+            further["iwae_gradient"] = method.iwae_gradient
+        return further
 
     def matches(self, record: Record) -> bool:
         """Whether the record is this cell's."""
