@@ -26,8 +26,10 @@ help:  ## this list
 train: $(VENV)/.train  ## train a Stein VAE on the 8x8 digits, offline
 	@$(RUN) -m steinvae.train $(ARGS)
 
+# Triton's interpreter replaces its compiler for a whole process, so its tests have their own.
 test: lint  ## ruff, pyright, then every test
 	@$(RUN) -m pytest
+	@TRITON_INTERPRET=1 $(RUN) -m pytest tests/interpret
 
 lint: $(VENV)/.develop  ## ruff and pyright
 	@$(RUN) -m ruff check
@@ -63,7 +65,7 @@ $(VENV)/.train: $(VENV)/.torch $(PACKAGING) $(KERNEL_SOURCES)
 # The kernels are built by then, in place: "none" adds the packages and leaves them.
 $(VENV)/.develop: $(VENV)/.train
 	@echo "installing what the tests need"
-	@STEIN_KERNELS_BUILD=none $(INSTALL) ".[train,dev]"
+	@STEIN_KERNELS_BUILD=none $(INSTALL) ".[train,dev,triton]"
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.train

@@ -50,21 +50,19 @@ def _probe_cpu() -> Availability:
 
 
 def _probe_cuda() -> Availability:
-    found = _extension.status()
-    if found.module is None or not found.module.build_info()["cuda_archs"]:
-        return Availability(False, "this build has no CUDA C++ kernels")
     if not torch.cuda.is_available():
         return Availability(False, "torch sees no CUDA device")
-    return Availability(True, found.reason)
+    found = _extension.cuda_status(build=False)
+    return Availability(found.module is not None, found.reason)
 
 
 def _probe_triton() -> Availability:
-    if importlib.util.find_spec("stein_kernels.triton") is None:
-        return Availability(False, "this version has no Triton kernels")
     if importlib.util.find_spec("triton") is None:
         return Availability(False, "triton is not installed (pip install stein-kernels[triton])")
     if not torch.cuda.is_available():
         return Availability(False, "torch sees no CUDA device")
+    if torch.cuda.get_device_capability() < (8, 0):
+        return Availability(False, "the Triton kernels need compute capability 8.0 or above")
     return Availability(True, "compiled on first use for this device")
 
 
@@ -218,6 +216,8 @@ def _resolve(op: str, device: str, requested: str) -> Choice:
 
 
 def _refuse_unavailable(op: str, name: str) -> None:
+    if name == "cuda" and torch.cuda.is_available():
+        _extension.cuda_status(build=True)  # minutes at first, so only for those who ask for it
     available, reason = availability(name)
     if not available:
         raise RuntimeError(

@@ -1,10 +1,14 @@
 """The ops as torch sees them: schemas, fakes, autograd, vmap, autocast. Torch only.
 
-The C++ library adds kernels for the CPU key to these schemas; where it is absent the torch kernels
-of ``_composite`` run. Shapes are (B, M, d) throughout; ``functional`` folds leading dimensions.
+The C++ library adds kernels for the CPU key to these schemas, ``gpu`` those for the CUDA key; where
+there are none the torch kernels of ``_composite`` run. Shapes are (B, M, d) throughout;
+``functional`` folds leading dimensions.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,10 +34,23 @@ SCHEMAS = {
     f" -> {_GRADIENTS}",
 }
 
+
+def _on_cuda(name: str) -> Callable[..., Any]:
+    """The kernel of an op on CUDA tensors; nothing of it is imported before there is one."""
+
+    def kernel(*arguments: Any) -> Any:
+        from stein_kernels.gpu import dispatch
+
+        return dispatch.run(name, *arguments)
+
+    return kernel
+
+
 _library = Library(NAMESPACE, "DEF")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(_name, getattr(_composite, _name), "CompositeExplicitAutograd")
+    _library.impl(_name, _on_cuda(_name), "CUDA")
 
 
 # --- fakes: shapes and dtypes only -------------------------------------------------------------

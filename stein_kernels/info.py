@@ -1,13 +1,15 @@
 """``python -m stein_kernels.info``: what is available, what was built, what would run, and why.
 
 Looking for the C++ kernels builds them where they are missing, as the first call of an op would;
-``STEIN_KERNELS_JIT=0`` forbids that.
+``STEIN_KERNELS_JIT=0`` forbids that. The routes are those that a GPU with both backends would take,
+so they are shown on a machine without one too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import sys
 from typing import Any, NamedTuple
@@ -16,8 +18,11 @@ import torch
 
 import stein_kernels
 from stein_kernels import _backends, _extension
+from stein_kernels.gpu import routes
 
 OPS = tuple(name for name in stein_kernels.__all__ if name != "use_backend")
+ROUTED = ("svgd_direction", "svgd_direction_backward", "stein_divergence", "rbf_gram")
+ROUTED += ("median_distance",)
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -47,6 +52,14 @@ def regime(shape: tuple[int, ...]) -> Regime | None:
     return None
 
 
+def gpu_routes(shape: tuple[int, ...], dtype: str) -> dict[str, dict[str, str]]:
+    """What each op would launch on a GPU, and why."""
+    m, d = shape[-2:]
+    batch = math.prod(shape[:-2])
+    problem = routes.Problem(batch, m, m, d, getattr(torch, dtype), query=False)
+    return {op: routes.choose(op, problem, ("cuda", "triton"))._asdict() for op in ROUTED}
+
+
 def collect(shape: tuple[int, ...], dtype: str, device: str) -> dict[str, Any]:
     """All that the command shows, as plain values."""
     found = _extension.status()
@@ -70,6 +83,7 @@ def collect(shape: tuple[int, ...], dtype: str, device: str) -> dict[str, Any]:
         "problem": {"shape": list(shape), "dtype": dtype, "device": device},
         "regime": None if design is None else design._asdict(),
         "flow": found.module.flow(shape[-2], *shape[-2:]) if found.module and on_cpu else None,
+        "routes": gpu_routes(shape, dtype),
         "ops": {op: _backends.resolve(op, device)._asdict() for op in OPS},
     }
 
@@ -96,6 +110,10 @@ def render(facts: dict[str, Any]) -> str:
         lines.append(f"  {'CPU kernel':<26}{facts['flow']}")
     for op, choice in facts["ops"].items():
         lines.append(f"  {op:<26}{choice['backend']:<11}{choice['reason']}")
+    lines += ["", "the same on a GPU with both backends"]
+    for op, route in facts["routes"].items():
+        how = f"{route['flow']}, {route['backend']}, {route['precision']}"
+        lines.append(f"  {op:<26}{how:<28}{route['reason']}")
     return "\n".join(lines)
 
 
@@ -109,7 +127,6 @@ def _built_lines(built: dict[str, Any] | None) -> list[str]:
         "flags": built["flags"],
         "OpenMP": "yes" if built["openmp"] else "no",
         "instruction sets": f"{sets}; {built['instruction_set']} on this machine",
-        "CUDA architectures": ", ".join(built["cuda_archs"]) or "none",
     }
     return [f"  {name:<26}{value}" for name, value in values.items()]
 

@@ -7,7 +7,7 @@ them, so that rounding the inputs to a lower precision is no part of the error.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.library import Library
 
 from stein_kernels import _composite, _ops, reference
+from stein_kernels.gpu import flows, routes
 
 ORACLE_ELEMENTS = 2**22  # pairs x features that the oracle holds at a time: 32 MB
 
@@ -206,11 +207,39 @@ def has_compiled_kernels(device: str = "CPU") -> bool:
 @contextmanager
 def composite_kernels(device: str = "CPU") -> Iterator[None]:
     """Run the torch kernels of ``_composite`` on this key, whatever is registered there."""
+    with _in_place_of_the_registered(lambda name: getattr(_composite, name), device):
+        yield
+
+
+@contextmanager
+def gpu_flows(backend: str, launches: Any) -> Iterator[None]:
+    """Run the flows of GPUs on CPU tensors.
+
+    ``launches`` are those of a backend that run on a CPU: Triton's in the interpreter, or those of
+    csrc/cuda on an emulated device.
+    """
+
+    def kernel(name: str) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            problem = routes.problem_of(name, arguments)
+            route = routes.choose(name, problem, (backend,))
+            return flows.run(name, problem, route, launches, arguments)
+
+        return run
+
+    with _in_place_of_the_registered(kernel, "CPU"):
+        yield
+
+
+@contextmanager
+def _in_place_of_the_registered(
+    make: Callable[[str], Callable[..., Any]], device: str
+) -> Iterator[None]:
     library = Library(_ops.NAMESPACE, "IMPL")
     with warnings.catch_warnings():  # torch warns of every override; this one is undone below
         warnings.simplefilter("ignore", UserWarning)
         for name in _ops.SCHEMAS:
-            library.impl(name, getattr(_composite, name), device, allow_override=True)
+            library.impl(name, make(name), device, allow_override=True)
     try:
         yield
     finally:

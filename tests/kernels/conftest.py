@@ -1,7 +1,8 @@
 """A test that takes ``kernels`` runs on each implementation that can stand behind the public names.
 
 ``compiled``: the C++ kernels of the CPU dispatch key. ``composite``: the torch kernels that run
-where nothing is compiled. ``reference``: the specification itself.
+where nothing is compiled. ``reference``: the specification itself. ``cuda``: the flows of GPUs over
+the CUDA C++ kernels, which run on an emulated device (tests/native/shim).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 from stein_kernels import _extension, testing, use_backend
+from tests.native import cuda_shim
 
 settings.register_profile("kernels", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("kernels")
@@ -33,7 +35,7 @@ def compiled_kernels() -> Compiled:
     return Compiled(testing.has_compiled_kernels(), reason)
 
 
-@pytest.fixture(scope="module", params=["compiled", "composite", "reference"])
+@pytest.fixture(scope="module", params=["compiled", "composite", "reference", "cuda"])
 def kernels(request, compiled_kernels):
     """The name of the implementation that the public functions use in this test.
 
@@ -46,6 +48,9 @@ def kernels(request, compiled_kernels):
     elif request.param == "composite":
         with testing.composite_kernels():
             yield "composite"
+    elif request.param == "cuda":
+        with testing.gpu_flows("cuda", cuda_shim.library()):
+            yield "cuda"
     else:
         with use_backend("reference"):
             yield "reference"

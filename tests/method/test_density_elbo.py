@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from steinvae.density.elbo import EncoderBounds, encoder_bounds, log_density, minority_of_signs
+from steinvae.density.importance import iw_g
 from steinvae.density.likelihood import log_mean_exp
 from steinvae.density.units import active_units, unit_activity
 from steinvae.networks import Networks
@@ -150,6 +151,17 @@ def test_density_is_refused_where_noise_and_codes_differ_in_dimension():
         encoder_bounds(networks, torch.zeros(1, PIXELS), samples=3, seed=0)
     with pytest.raises(ValueError, match="samples must be at least 1"):
         encoder_bounds(networks, torch.zeros(1, PIXELS), samples=0, seed=0)
+
+
+def test_iw_g_asks_nothing_of_the_dimension_of_the_noise():
+    """The same posterior from three noise dimensions as from two."""
+    networks, pixels = known_networks(1, 1.0), torch.randn(6, PIXELS)
+    given = networks.encoder
+    assert isinstance(given, LinearEncoder)
+    scale = torch.cat([given.scale.data, torch.zeros(CODES, 1)], dim=1)
+    networks.encoder = WiderNoise(given.to_mean.data, scale)
+    mixture, _ = iw_g(networks, pixels, samples=5000, seed=0)
+    assert (mixture - exact(networks, pixels)).abs().max() < NATS
 
 
 def test_image_has_its_own_noise():

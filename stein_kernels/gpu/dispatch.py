@@ -1,0 +1,49 @@
+"""What torch calls for a tensor on a CUDA device: choose the route, get the launches, run the flow.
+
+Where neither Triton nor the CUDA library is there, the torch kernels of ``_composite`` run.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+import torch
+
+from stein_kernels import _backends, _composite, _extension
+from stein_kernels.gpu import flows, routes
+
+BACKENDS = ("cuda", "triton")
+
+
+def run(op: str, *arguments: Any) -> Any:
+    """Run an op of ``_ops.SCHEMAS`` on CUDA tensors."""
+    built = _extension.cuda_status(build=False).module is not None
+    backends = usable(_backends.active_backend(), built)
+    if not backends:
+        return getattr(_composite, op)(*arguments)
+    problem = routes.problem_of(op, arguments)
+    route = routes.choose(op, problem, backends)
+    at = arguments[routes.position(op)]
+    with torch.cuda.device(at.device):
+        return flows.run(op, problem, route, launches(route.backend), arguments)
+
+
+@functools.cache
+def usable(requested: str, built: bool) -> tuple[str, ...]:
+    """The backends to choose among: the one asked for by name, or all that are there.
+
+    ``built`` (whether the CUDA library is loaded) is a key of the cache: a build ends its validity.
+    """
+    if requested in BACKENDS:
+        return (requested,)
+    return tuple(name for name in BACKENDS if _backends.availability(name).available)
+
+
+@functools.cache
+def launches(backend: str) -> Any:
+    """The launches of a backend."""
+    if backend == "triton":
+        return importlib.import_module("stein_kernels.triton.launches")
+    return torch.ops.stein_kernels_cuda
