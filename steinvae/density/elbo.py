@@ -31,6 +31,7 @@ from steinvae.density.likelihood import (
     log_likelihood,
     log_mean_exp,
     log_prior,
+    noise_dimension,
     over_decoders,
 )
 from steinvae.networks import Networks
@@ -137,11 +138,6 @@ def minority_of_signs(signs: Float[Tensor, " n"]) -> float:
     known = signs[~signs.isnan()]
     commoner = max(int((known > 0).sum()), int((known < 0).sum()))
     return 1 - commoner / len(known)
-
-
-def noise_dimension(encoder: StochasticEncoder) -> int:
-    """dim xi: the encoder's `noise_dimension` where it has one, else d."""
-    return getattr(encoder, "noise_dimension", encoder.codes)
 
 
 def _one_image(

@@ -22,6 +22,7 @@ from steinvae.density.likelihood import (
     log_likelihood,
     log_mean_exp,
     log_prior,
+    noise_dimension,
     over_decoders,
 )
 from steinvae.networks import Networks
@@ -127,12 +128,26 @@ def importance_weights(
     fitted = max(64, fit_samples * networks.encoder.codes)
     logits_an_image = networks.theta.particles * samples * pixels.shape[1]
     chunk = max(1, LOGITS_AT_ONCE // logits_an_image)
-    shape = (fitted + samples, networks.encoder.codes)
     first = 0
-    for images in pixels.split(chunk):
-        noise = image_noise(seed, range(first, first + len(images)), shape, networks.device)
-        yield _chunk_weights(networks, images, noise.split([fitted, samples], 1), inflation)
-        first += len(images)
+    for part in pixels.split(chunk):
+        images = range(first, first + len(part))
+        noise = _noise(networks, images, fitted, samples, seed)
+        yield _chunk_weights(networks, part, noise, inflation)
+        first += len(part)
+
+
+def _noise(
+    networks: Networks, images: range, fitted: int, samples: int, seed: int
+) -> Sequence[Tensor]:
+    """Noise of the encoder (b, fitted, dim xi), and of the proposal (b, samples, d)."""
+    codes, wide = networks.encoder.codes, noise_dimension(networks.encoder)
+    if wide == codes:
+        both = image_noise(seed, images, (fitted + samples, codes), networks.device)
+        return both.split([fitted, samples], 1)
+    return [
+        image_noise(seed, images, (fitted, wide), networks.device, "evaluation_fit"),
+        image_noise(seed, images, (samples, codes), networks.device),
+    ]
 
 
 def _chunk_weights(

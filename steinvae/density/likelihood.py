@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steinvae.data import step_generator
 from steinvae.networks import Networks
+from steinvae.recognition import StochasticEncoder
 
 LOGITS_AT_ONCE = 2**22
 """Logits evaluated together: 16 MB in float32, which fits a CPU's cache hierarchy and any GPU."""
@@ -72,3 +73,8 @@ def image_noise(
     generators = [step_generator(seed, image, stream) for image in images]
     draws = [torch.randn(shape, generator=generator) for generator in generators]
     return torch.stack(draws).to(device)
+
+
+def noise_dimension(encoder: StochasticEncoder) -> int:
+    """dim xi: the encoder's `noise_dimension` where it has one, else d."""
+    return getattr(encoder, "noise_dimension", encoder.codes)

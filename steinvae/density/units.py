@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steinvae.density.likelihood import image_noise
+from steinvae.density.likelihood import image_noise, noise_dimension
 from steinvae.networks import Networks
 
 ACTIVE = 0.01
@@ -29,7 +29,7 @@ def unit_activity(
         raise ValueError(
             f"unit_activity: needs 2 images and 2 samples, got {len(pixels)} and {samples}"
         )
-    shape = (samples, networks.encoder.codes)
+    shape = (samples, noise_dimension(networks.encoder))
     means, variances = [], []
     for first in range(0, len(pixels), 256):
         part = pixels[first : first + 256]
