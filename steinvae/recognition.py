@@ -68,6 +68,11 @@ class StochasticEncoder(nn.Module, ABC):
         """
         if not self.injective:
             raise TypeError(f"{type(self).__name__} is not injective, its codes have no density")
+        if noise.shape[-1] != self.codes:
+            raise ValueError(
+                f"{type(self).__name__} takes {noise.shape[-1]} noise dimensions to {self.codes} "
+                "of a code: without a square Jacobian its codes have no density"
+            )
         log_det = torch.linalg.slogdet(self.jacobian(pixels, noise)).logabsdet
         return self(pixels, noise), standard_normal(noise) - log_det
 

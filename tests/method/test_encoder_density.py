@@ -136,6 +136,19 @@ def test_encoder_that_folds_has_no_density(kind):
         encoder.codes_and_log_density(torch.rand(1, PIXELS).double(), torch.randn(1, 1, 2).double())
 
 
+def test_noise_of_another_dimension_than_the_code_gives_no_density():
+    class Widening(StochasticEncoder):
+        codes, injective = 3, True
+
+        def forward(self, pixels: Tensor, noise: Tensor) -> Tensor:
+            return pixels[:, None, :3] + noise @ torch.eye(2, 3)
+
+    encoder, pixels, noise = Widening(), torch.rand(2, 6), torch.randn(2, 4, 2)
+    assert encoder.jacobian(pixels, noise).shape == (2, 4, 3, 2)
+    with pytest.raises(ValueError, match="2 noise dimensions to 3 of a code"):
+        encoder.codes_and_log_density(pixels, noise)
+
+
 @pytest.mark.parametrize("factor", [1.0, 5.0, 50.0])
 def test_planar_layers_are_invertible_however_steep(factor):
     encoder = build("planar", 2, 4, factor)
