@@ -70,10 +70,10 @@ def strided(p: Problem, *names: str) -> Problem:
 
 
 def flow_direction(kernels: Any, p: Problem, mix: Mix, precision: str) -> tuple[Tensor, Tensor]:
+    weights, query = list(mix.arguments(p).values())[:2]
+    h = None if mix.rule else p.bandwidth
     return long_rows.direction(
-        kernels,
-        *(p.x, p.grad, *list(mix.arguments(p).values())[:2]),
-        *(None if mix.rule else p.bandwidth, mix.rule or "", mix.leave_one_out, precision),
+        kernels, p.x, p.grad, weights, query, h, mix.rule or "", mix.leave_one_out, precision
     )
 
 
@@ -146,10 +146,10 @@ def check_backward(
             if wanted is None or not wanted.numel():
                 assert not actual.numel()
                 continue
-            if (
-                name == "bandwidth"
-            ):  # a sum over pairs of both signs: as exact as its terms are large
-                terms = (expected[1] * exact.grad).abs().sum((1, 2)) / exact.bandwidth
+            if name == "bandwidth":  # a sum of terms of both signs: as exact as they are large
+                terms = (torch.as_tensor(expected[1]) * exact.grad).abs().sum(
+                    (1, 2)
+                ) / exact.bandwidth
                 assert ((actual - wanted).abs() <= 4 * GRADIENT[dtype] * terms).all(), op
                 continue
             assert_gradients_match(actual, wanted, relative_l2=GRADIENT[dtype], name=f"{op} {name}")
