@@ -133,6 +133,22 @@ def test_grey_levels_are_no_density():
     assert {found[name] for name in ("iw_g(40)", "elbo(40)", "s_elbo(40)", "ais(6x2)")} == {"no"}
 
 
+def test_bound_by_few_effective_samples_is_called_loose():
+    """An encoder far from the posterior: the bound holds, and its evidence says how loose it is."""
+    networks, pixels = networks_of("gaussian"), (torch.rand(4, 6) < 0.5).float()
+    suite = Suite(estimators=("iw_g",), samples=500)
+    networks.theta.flat *= 20  # a narrow posterior
+    (loose,) = measure_all(networks, pixels, suite)
+    networks.theta.flat *= 0  # the posterior is the prior
+    with torch.no_grad():
+        for parameter in networks.encoder.parameters():
+            parameter.zero_()
+    (tight,) = measure_all(networks, pixels, suite)
+    assert "the bound is loose" in loose.assumptions[1].evidence
+    assert "the bound is loose" not in tight.assumptions[1].evidence
+    assert loose.holds == tight.holds == "yes"
+
+
 def finding(estimator: str, nll: list[float], theta: str = "mixture") -> Finding:
     values = torch.tensor(nll, dtype=torch.float64)
     return Finding(
