@@ -26,10 +26,11 @@ help:  ## this list
 train: $(VENV)/.train  ## train a Stein VAE on the 8x8 digits, offline
 	@$(RUN) -m steinvae.train $(ARGS)
 
-# Triton's interpreter replaces its compiler for a whole process, so its tests have their own.
+# Triton's interpreter replaces its compiler for a whole process: its tests have one, beside the rest.
 test: lint  ## ruff, pyright, then every test
-	@$(RUN) -m pytest
-	@TRITON_INTERPRET=1 $(RUN) -m pytest tests/interpret
+	@TRITON_INTERPRET=1 $(RUN) -m pytest tests/interpret >$(VENV)/interpret.log 2>&1 & beside=$$!; \
+	$(RUN) -m pytest; status=$$?; \
+	wait $$beside || status=1; cat $(VENV)/interpret.log; exit $$status
 
 lint: $(VENV)/.develop  ## ruff and pyright
 	@$(RUN) -m ruff check

@@ -131,7 +131,7 @@ def _identity(variant: Variant) -> tuple[Any, ...]:
     s = variant.specialisation
     return (
         *(s.kernel.__module__, s.kernel.__name__, tuple(s.arguments.items())),
-        *(tuple(sorted(s.constants.items())), variant.hints, s.num_warps, s.num_stages),
+        *(tuple(sorted(s.constants.items())), variant.hints, s.num_warps, s.num_stages, s.maxnreg),
     )
 
 
@@ -150,7 +150,12 @@ def measure(name: str, arch: int) -> Row:
         constexprs={(names.index(argument),): value for argument, value in s.constants.items()},
         attrs={(names.index(hint),): [["tt.divisibility", 16]] for hint in variant.hints},
     )
-    options = {"num_warps": s.num_warps, "num_stages": s.num_stages, "enable_fp_fusion": True}
+    options = {
+        "num_warps": s.num_warps,
+        "num_stages": s.num_stages,
+        "maxnreg": s.maxnreg,
+        "enable_fp_fusion": True,
+    }
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     registers, stack = _usage(compiled.asm["cubin"])
     ptx = compiled.asm["ptx"]

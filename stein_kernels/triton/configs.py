@@ -16,7 +16,10 @@ from stein_kernels.triton.specialisation import Specialisation
 
 
 class Tile(NamedTuple):
-    """Rows and columns of a tile of pairs, how many of each a thread keeps, and the threads."""
+    """Rows and columns of a tile of pairs, how many of each a thread keeps, and the threads.
+
+    ``registers``: where the assembler would stop at 128 for the sake of two blocks, and spill.
+    """
 
     rows: int
     columns: int
@@ -24,9 +27,15 @@ class Tile(NamedTuple):
     inner_columns: int = 1
     num_warps: int = 4
     num_stages: int = 1
+    registers: int | None = None
 
-    def options(self) -> dict[str, int]:
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+    def options(self) -> dict[str, int | None]:
+        return {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "maxnreg": self.registers,
+            "enable_fp_fusion": True,  # Triton changes its default with its version
+        }
 
 
 BLOCK = 128  # kernels take leading dimensions in blocks: that they are multiples is then known
@@ -79,7 +88,10 @@ def specialisation(
         if argument not in constants
     }
     aligned = tuple(argument for argument in arguments if argument not in UNSPECIALISED)
-    return Specialisation(kernel, name, arguments, constants, aligned, *tile[4:], instruction)
+    return Specialisation(
+        *(kernel, name, arguments, constants, aligned, tile.num_warps, tile.num_stages),
+        *(instruction, tile.registers),
+    )
 
 
 ROLES = {"source": (True, False), "target": (False, True), "both": (True, True)}

@@ -34,7 +34,7 @@ DIRECT = {
 }
 SPLIT = {
     ("fp32", "ieee", 16): Tile(64, 64, 8, 4),
-    ("fp32", "ieee", 32): Tile(64, 32, 8, 2),
+    ("fp32", "ieee", 32): Tile(64, 32, 8, 2, registers=255),
     ("fp32", "ieee", 64): Tile(64, 32, 8, 2),
     ("fp32", "ieee", 128): Tile(64, 16, 4, 1, 8),
     ("fp64", "ieee", 16): Tile(32, 32, 4, 2),

@@ -25,7 +25,7 @@ from stein_kernels.triton.specialisation import Specialisation
 
 TABLE: Table = {
     ("fp32", "ieee", 16): Tile(64, 32, 4, 2, 8),
-    ("fp32", "ieee", 32): Tile(64, 32, 4, 2, 8),
+    ("fp32", "ieee", 32): Tile(64, 16, 8, 1),
     ("fp32", "ieee", 64): Tile(64, 16, 4, 1, 8),
     ("fp32", "ieee", 128): Tile(32, 16, 4, 1, 8),
     ("fp64", "ieee", 16): Tile(32, 16, 4, 1, 8),
@@ -33,10 +33,10 @@ TABLE: Table = {
     ("fp64", "ieee", 64): Tile(16, 16, 2, 1, 8),
     ("fp64", "ieee", 128): Tile(16, 16, 2, 1, 8),
     ("fp32", "tf32x3", 32): Tile(64, 16, num_warps=8),
-    ("fp32", "tf32x3", 64): Tile(32, 32, num_warps=8),
+    ("fp32", "tf32x3", 64): Tile(32, 16, num_warps=8),
     ("fp32", "tf32x3", 128): Tile(32, 16, num_warps=8),
     ("fp32", "tf32", 32): Tile(64, 16, num_warps=8),
-    ("fp32", "tf32", 64): Tile(32, 32, num_warps=8),
+    ("fp32", "tf32", 64): Tile(32, 32, num_warps=8, registers=255),
     ("fp32", "tf32", 128): Tile(32, 32, num_warps=8),
 }
 

@@ -31,14 +31,14 @@ TABLE: Table = {
     ("fp32", "ieee", 128): Tile(16, 16, 1, 1, 8),
     ("fp64", "ieee", 16): Tile(32, 16, 4, 1, 8),
     ("fp64", "ieee", 32): Tile(16, 16, 2, 1, 8),
-    ("fp64", "ieee", 64): Tile(16, 16, 2, 1, 8),
+    ("fp64", "ieee", 64): Tile(16, 16, 2, 1, 8, registers=255),
     ("fp64", "ieee", 128): Tile(16, 16, 1, 1, 8),
     ("fp32", "tf32x3", 32): Tile(16, 32, num_warps=8),
     ("fp32", "tf32x3", 64): Tile(32, 16, num_warps=8),
     ("fp32", "tf32x3", 128): Tile(16, 16, num_warps=8),
     ("fp32", "tf32", 32): Tile(32, 16, num_warps=8),
     ("fp32", "tf32", 64): Tile(32, 32, num_warps=8),
-    ("fp32", "tf32", 128): Tile(16, 16, num_warps=8),
+    ("fp32", "tf32", 128): Tile(16, 16, num_warps=8, registers=255),
 }
 
 

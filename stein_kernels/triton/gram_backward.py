@@ -18,12 +18,12 @@ from stein_kernels.triton.configs import Table, Tile
 from stein_kernels.triton.specialisation import Specialisation
 
 TABLE: Table = {
-    ("fp32", "ieee", 16): Tile(64, 32, 8, 2),
-    ("fp32", "ieee", 32): Tile(64, 32, 4, 2, 8),
-    ("fp32", "ieee", 64): Tile(64, 16, 4, 1, 8),
-    ("fp32", "ieee", 128): Tile(32, 16, 4, 1, 8),
+    ("fp32", "ieee", 16): Tile(64, 32, 8, 2, registers=255),
+    ("fp32", "ieee", 32): Tile(64, 32, 4, 2, 8, registers=255),
+    ("fp32", "ieee", 64): Tile(64, 16, 4, 1, 8, registers=255),
+    ("fp32", "ieee", 128): Tile(32, 16, 4, 1, 8, registers=255),
     ("fp64", "ieee", 16): Tile(32, 16, 4, 1),
-    ("fp64", "ieee", 32): Tile(32, 16, 4, 1),
+    ("fp64", "ieee", 32): Tile(32, 16, 4, 1, registers=255),
     ("fp64", "ieee", 64): Tile(32, 16, 4, 1, 8),
     ("fp64", "ieee", 128): Tile(16, 16, 2, 1, 8),
     ("fp32", "tf32x3", 32): Tile(64, 32, num_warps=8),

@@ -147,6 +147,7 @@ def long_products(
         *(tile.rows, tile.columns, tile.features, whole, unit, precision),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        enable_fp_fusion=True,
     )
 
 
@@ -223,6 +224,7 @@ def _direction(
             *(tile.rows, tile.columns, tile.features, adam, unit, precision),
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
+            enable_fp_fusion=True,
         )
         return
     total = _cdiv(d, tile.features)
@@ -233,6 +235,7 @@ def _direction(
         *(tile.rows, tile.features, adam, unit, precision),
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        enable_fp_fusion=True,
     )
 
 

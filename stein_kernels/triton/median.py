@@ -49,7 +49,9 @@ def median_sample(points: Tensor, sample: Tensor, count: int, stored: bool) -> N
     programs = triton.cdiv(size, SAMPLES)
     median_sample_kernel[(batch * programs,)](
         *(points, sample, count, _features(points, stored), size, programs),
-        **{"STORED": stored, "BLOCK": SAMPLES, "num_warps": SAMPLES // 32},
+        **{"STORED": stored, "BLOCK": SAMPLES},
+        num_warps=SAMPLES // 32,
+        enable_fp_fusion=True,
     )
 
 
@@ -64,15 +66,19 @@ def median_pass(
     median_pass_kernel[(batch * programs,)](
         *(points, state, histogram, buckets, count, _features(points, stored), programs),
         *(rows, depth),
-        **{"SHAPE": tile[:4], "STORED": stored, **tile.options()},
+        **{"SHAPE": tile[:4], "STORED": stored},
+        **tile.options(),
     )
 
 
 def median_refine(state: Tensor, histogram: Tensor, buckets: Tensor, count: int) -> None:
     """Read the counts of a pass and clear them: a set is done, or has its next bracket."""
     batch, rows, _, depth = buckets.shape
-    constants: dict[str, Any] = {"R": rows, "DEPTH": depth, "num_warps": REFINE_WARPS}
-    median_refine_kernel[(batch,)](state, histogram, buckets, count, **constants)
+    median_refine_kernel[(batch,)](
+        *(state, histogram, buckets, count, rows, depth),
+        num_warps=REFINE_WARPS,
+        enable_fp_fusion=True,
+    )
 
 
 def specialisations() -> Iterator[Specialisation]:
@@ -119,6 +125,7 @@ def _reading(dtype: str, stored: bool) -> Iterator[Specialisation]:
             arguments={"points": f"*{dtype}", **own, **dict.fromkeys(integers, "i32")},
             constants=constants,
             aligned=(*points, *own),
-            **tile.options(),
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
             instruction=None if stored or dtype == "fp64" else "fma",
         )

@@ -334,6 +334,7 @@ def small_set(
         *(*halves(scale), *halves(uniform), tile.particles, tile.features, DIRECT),
         num_warps=tile.warps,
         num_stages=1,
+        enable_fp_fusion=True,
     )
 
 

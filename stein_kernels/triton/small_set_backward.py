@@ -159,6 +159,7 @@ def small_set_backward(
         *(*halves(uniform), tile.particles, tile.features),
         num_warps=tile.warps,
         num_stages=1,
+        enable_fp_fusion=True,
     )
 
 

@@ -16,3 +16,4 @@ class Specialisation(NamedTuple):
     num_warps: int
     num_stages: int
     instruction: str | None = None  # what the PTX must show: "mma" or "fma"
+    maxnreg: int | None = None  # registers of a thread; the assembler's choice where None
