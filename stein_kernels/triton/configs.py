@@ -1,6 +1,7 @@
 """Tile tables of the kernels on packed clouds, and how a launch and a specialisation read them.
 
-Chosen by what compiles without a spill for sm_80, sm_90 and sm_100, not yet by measurement.
+Chosen by what compiles without a spill for sm_80, sm_90 and sm_100 (resources.json), not yet by
+measurement.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from stein_kernels.triton.configs import Table, Tile
 from stein_kernels.triton.specialisation import Specialisation
 
 TABLE: Table = {
-    ("fp32", "ieee", 16): Tile(64, 32, 4, 2, 8),
+    ("fp32", "ieee", 16): Tile(64, 32, 4, 2, 8, registers=255),
     ("fp32", "ieee", 32): Tile(64, 16, 8, 1),
     ("fp32", "ieee", 64): Tile(64, 16, 4, 1, 8),
     ("fp32", "ieee", 128): Tile(32, 16, 4, 1, 8),

@@ -28,7 +28,7 @@ TABLE: Table = {
     ("fp32", "ieee", 16): Tile(64, 16, 4, 1, 8),
     ("fp32", "ieee", 32): Tile(32, 16, 4, 1),
     ("fp32", "ieee", 64): Tile(16, 16, 2, 1, 8),
-    ("fp32", "ieee", 128): Tile(16, 16, 1, 1, 8),
+    ("fp32", "ieee", 128): Tile(16, 16, 1, 1, 8, registers=255),
     ("fp64", "ieee", 16): Tile(32, 16, 4, 1, 8),
     ("fp64", "ieee", 32): Tile(16, 16, 2, 1, 8),
     ("fp64", "ieee", 64): Tile(16, 16, 2, 1, 8, registers=255),

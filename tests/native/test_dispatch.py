@@ -1,0 +1,125 @@
+"""From the op to the launches of a backend: the parts of dispatch that need no GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+
+import pytest
+import torch
+
+from stein_kernels import _composite, _optim_ops, testing
+from stein_kernels.gpu import dispatch, long_rows, routes
+from stein_kernels.testing import assert_relative_error, gaussian_problem
+from tests.native import cuda_shim
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SHAPES = ((64, 100, 50), (4096, 20, 32), (64, 5000, 50), (1, 32768, 16), (1, 100_000, 64))
+SHAPES += ((1, 1_000_000, 16), (1, 100, 2_000_000), (1, 20, 11_000_000), (1, 5000, 208_000))
+
+
+@pytest.fixture(scope="module")
+def launches():
+    return cuda_shim.library()
+
+
+@pytest.fixture
+def emulated(launches, monkeypatch) -> None:
+    """Dispatch as on a machine that has the CUDA library: tensors stay on the CPU."""
+    monkeypatch.setattr(dispatch, "usable", lambda requested, built: ("cuda",))
+    monkeypatch.setattr(dispatch, "launches", lambda backend: launches)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+
+
+def test_both_backends_have_the_same_launches(launches):
+    """Names and numbers of arguments, so that a flow may call either."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    from stein_kernels.triton import launches as triton
+
+    for name in triton.__all__:
+        (schema,) = torch._C._jit_get_schemas_for_operator(f"stein_kernels_cuda::{name}")
+        parameters = inspect.signature(getattr(triton, name)).parameters
+        assert [argument.name for argument in schema.arguments] == list(parameters), name
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 20), (1, 140, 18), (1, 9, 2100)], ids=str)
+def test_an_op_runs_its_flow(emulated, shape):
+    p = gaussian_problem(*shape)
+    phi, h = dispatch.run("svgd_direction", p.x, p.grad, None, None, None, "liu_wang", False)
+    wanted, expected = _composite.svgd_direction(p.x, p.grad, None, None, None, "liu_wang", False)
+    assert_relative_error(h, expected, 2e-6)
+    assert_relative_error(phi, wanted, 2e-6)
+
+
+def test_without_a_backend_the_torch_kernels_answer(monkeypatch):
+    monkeypatch.setattr(dispatch, "usable", lambda requested, built: ())
+    x = gaussian_problem(2, 9, 3).x
+    assert torch.equal(dispatch.run("median_distance", x), _composite.median_distance(x))
+
+
+@pytest.mark.parametrize("sizes", [(0, 5, 3), (2, 0, 3), (2, 5, 0)])
+def test_nothing_to_do_launches_nothing(emulated, sizes):
+    x = torch.randn(sizes)
+    phi, h = dispatch.run("svgd_direction", x, x, None, None, None, "liu_wang", False)
+    assert phi.shape == x.shape
+    assert h.shape == sizes[:1]
+
+
+@pytest.mark.parametrize("rule", ["liu_wang", "median"])
+@pytest.mark.parametrize("left_out", [False, True])
+def test_the_fused_step_of_adam(launches, rule, left_out):
+    p = gaussian_problem(1, 9, 300)
+    first, second = torch.zeros_like(p.x), torch.zeros_like(p.x)
+    factors = torch.tensor([0.1, 30.0, 0.9, 0.1, 0.999, 0.001, 1e-8, 0.99, -1.0])
+    state = [value.clone() for value in (p.x, first, second)]
+    assert long_rows.fuses(state[0])
+    for _ in range(3):
+        long_rows.adam_step(launches, state[0], p.grad, *state[1:], factors, None, rule, left_out)
+    wide = [value.double() for value in (p.x, first, second)]
+    with testing.composite_kernels():
+        for _ in range(3):
+            _optim_ops.svgd_adam_step(
+                wide[0], p.grad.double(), *wide[1:], factors.double(), None, rule, left_out
+            )
+    for got, expected in zip(state, wide, strict=True):
+        assert_relative_error(got, expected, 1e-5)
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("allowed", ["highest", "high", "medium"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_op_has_a_route_on_every_choice_of_backends(shape, dtype, allowed):
+    b, m, d = shape
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(allowed)
+    try:
+        for op in routes._POSITIONS:
+            for query in (False, True):
+                problem = routes.Problem(b, m, m, d, dtype, query)
+                for backends in (("cuda",), ("triton",), ("cuda", "triton")):
+                    route = routes.choose(op, problem, backends)
+                    assert route.backend in backends
+                    assert route.precision == "ieee" or dtype != torch.float64
+                    assert route.precision == "ieee" or route.backend == "triton"
+                    assert route.reason
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_the_regimes_take_the_flows_made_for_them():
+    expected = ["small_set"] * 2 + ["packed"] * 4 + ["long_rows"] * 3
+    for (b, m, d), flow in zip(SHAPES, expected, strict=True):
+        problem = routes.Problem(b, m, m, d, torch.float32, query=False)
+        assert routes.choose("svgd_direction", problem, ("cuda", "triton")).flow == flow
+
+
+def test_plain_tf32_is_never_a_default():
+    for b, m, d in SHAPES:
+        problem = routes.Problem(b, m, m, d, torch.float32, query=False)
+        for op in routes._POSITIONS:
+            assert routes.choose(op, problem, ("triton",)).precision in ("ieee", "tf32x3")
