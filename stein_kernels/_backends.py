@@ -20,6 +20,9 @@ from torch import Tensor
 
 from stein_kernels import _extension
 
+SHARED_MEMORY = (
+    160 * 1024
+)  # of the CUDA C++ kernels: sm_80, sm_90, sm_100 have it, sm_86 and sm_89 not
 NAMES = ("auto", "cpu", "cuda", "triton", "reference")
 
 
@@ -52,6 +55,13 @@ def _probe_cpu() -> Availability:
 def _probe_cuda() -> Availability:
     if not torch.cuda.is_available():
         return Availability(False, "torch sees no CUDA device")
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    if properties.shared_memory_per_block_optin < SHARED_MEMORY:
+        return Availability(
+            False,
+            f"its kernels take up to {SHARED_MEMORY // 1024} KB of shared memory in a block, "
+            f"{properties.name} has {properties.shared_memory_per_block_optin // 1024}",
+        )
     found = _extension.cuda_status(build=False)
     return Availability(found.module is not None, found.reason)
 

@@ -73,17 +73,16 @@ def test_the_fused_step_of_adam(launches, rule, left_out):
     p = gaussian_problem(1, 9, 300)
     first, second = torch.zeros_like(p.x), torch.zeros_like(p.x)
     factors = torch.tensor([0.1, 30.0, 0.9, 0.1, 0.999, 0.001, 1e-8, 0.99, -1.0])
-    state = [value.clone() for value in (p.x, first, second)]
-    assert long_rows.fuses(state[0])
+    x, m, v = (value.clone() for value in (p.x, first, second))
+    assert long_rows.fuses(x)
     for _ in range(3):
-        long_rows.adam_step(launches, state[0], p.grad, *state[1:], factors, None, rule, left_out)
-    wide = [value.double() for value in (p.x, first, second)]
+        long_rows.adam_step(launches, x, p.grad, m, v, factors, None, rule, left_out)
+    x64, m64, v64 = (value.double() for value in (p.x, first, second))
+    grad, factors = p.grad.double(), factors.double()
     with testing.composite_kernels():
         for _ in range(3):
-            _optim_ops.svgd_adam_step(
-                wide[0], p.grad.double(), *wide[1:], factors.double(), None, rule, left_out
-            )
-    for got, expected in zip(state, wide, strict=True):
+            _optim_ops.svgd_adam_step(x64, grad, m64, v64, factors, None, rule, left_out)
+    for got, expected in ((x, x64), (m, m64), (v, v64)):
         assert_relative_error(got, expected, 1e-5)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import timeit
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,6 +31,19 @@ def test_unavailable_backend_is_refused_on_entry(name, monkeypatch):
     with pytest.raises(RuntimeError, match=f"'{name}'.*it is raining"), use_backend(name):
         pytest.fail("entered")
     assert _backends.active_backend() == "auto"
+
+
+@pytest.mark.parametrize(("kilobytes", "fits"), [(99, False), (163, True), (227, True)])
+def test_cuda_kernels_ask_for_the_shared_memory_of_a_data_centre_gpu(monkeypatch, kilobytes, fits):
+    device = SimpleNamespace(name="GPU", shared_memory_per_block_optin=kilobytes * 1024)
+    there = _extension.Extension(torch, "installed", "installed")  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: device)
+    monkeypatch.setattr(_extension, "cuda_status", lambda build: there)
+    available, reason = _backends.availability("cuda")
+    assert available == fits
+    assert fits or "160 KB of shared memory in a block, GPU has 99" in reason
 
 
 def test_blocks_nest_and_end_with_an_exception():
