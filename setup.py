@@ -92,7 +92,7 @@ setup(
     packages=[*find_packages(include=["stein_kernels*", "steinvae*"]), "stein_kernels._csrc"],
     package_dir={"stein_kernels._csrc": "csrc"},
     package_data={
-        "stein_kernels": ["py.typed"],
+        "stein_kernels": ["py.typed", "triton/resources.json"],
         "steinvae": ["py.typed"],
         "stein_kernels._csrc": ["**/*.cpp", "**/*.h", "**/*.cu", "**/*.cuh"],
     },
