@@ -7,11 +7,13 @@ it is added here, exactly.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from stein_kernels.gpu.packing import mean, pack, source_weights, splits, unpack
+from stein_kernels.gpu.pairs import Gradients, gradients, pair_sums, total
 
 DIRECT = 16  # features up to which the field is summed over differences: the split form cancels
 
@@ -59,10 +61,6 @@ class Side(NamedTuple):
     shift: Tensor | None  # y . v, of targets
     weight: Tensor | None  # w, of sources
 
-    def filled(self) -> list[Tensor]:
-        """A kernel takes five pointers; those it does not read are the cloud itself."""
-        return [self.x if value is None else value for value in self]
-
 
 def backward(
     kernels: Any,
@@ -74,7 +72,7 @@ def backward(
     bandwidth: Tensor,
     leave_one_out: bool,
     precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Gradients:
     """Gradients of x, grad, weights, query (empty where not given) and bandwidth.
 
     phi(s x, g/s, s^2 h) = phi(x, g, h)/s, so 2 h dh = g.dg - x.dx - y.dy - w.dw needs no pairs.
@@ -88,10 +86,15 @@ def backward(
     sources = Side(xs, score - c * xs, None, None, w)
     targets = Side(ys, None, cotangent, shift, None)
     both = Side(xs, sources.drive, cotangent, shift, w)
-    counts = x.shape[1], v.shape[1]
+    m, n = counts = x.shape[1], v.shape[1]
 
-    ends = (both, both) if same else (sources, targets)
-    (moved, carried), (row, mass, dw) = _pairs(kernels, *ends, bandwidth, *counts, precision)
+    sums = functools.partial(
+        pair_sums, kernels.direction_backward, bandwidth=bandwidth, slots=2, precision=precision
+    )
+    if same:
+        (moved, carried), (row, mass, dw) = sums(both, both, (True, True), counts=counts)
+    else:
+        (moved, carried), (row, mass, dw) = sums(sources, targets, (True, False), counts=counts)
     xs, score, w = (value[..., : counts[0]] for value in (xs, score, w))
     ys, cotangent = ys[..., : counts[1]], cotangent[..., : counts[1]]
     dx = moved - xs * row[:, None] - w[:, None] * carried
@@ -103,47 +106,8 @@ def backward(
     dx, dg = c * dx, w[:, None] * carried
     scaling = (score * dg - xs * dx).sum((1, 2)) - (w * dw).sum(1)
     dy = None
-    if query is not None:
-        ends = targets, sources
-        (moved, _), (row, mass, _) = _pairs(
-            kernels, *ends, bandwidth, counts[1], counts[0], precision
-        )
+    if not same:
+        (moved, _), (row, mass, _) = sums(targets, sources, (False, True), counts=(n, m))
         dy = c * (moved - ys * row[:, None] + mass[:, None] * cotangent)
         scaling -= (ys * dy).sum((1, 2))
-    return (
-        unpack(dx, x),
-        unpack(dg, x),
-        x.new_empty(0) if weights is None else dw.to(weights.dtype).contiguous(),
-        x.new_empty(0) if query is None or dy is None else unpack(dy, query),
-        (scaling / (2 * bandwidth)).to(bandwidth.dtype),
-    )
-
-
-def _pairs(
-    kernels: Any,
-    rows: Side,
-    columns: Side,
-    bandwidth: Tensor,
-    row_count: int,
-    column_count: int,
-    precision: str,
-) -> tuple[Tensor, Tensor]:
-    """One launch over all pairs: sums (2, B, d, ld) and scalars (3, B, ld) of the rows.
-
-    A slot that belongs to a role which the rows do not have comes back unwritten.
-    """
-    b, d, ld = rows.x.shape
-    s = splits(b, row_count, column_count)
-    out, scalars = rows.x.new_empty(s, 2, b, d, ld), rows.x.new_empty(s, 3, b, ld)
-    kernels.direction_backward(
-        *(*rows.filled(), *columns.filled(), bandwidth, out, scalars),
-        *(row_count, column_count, rows.x is columns.x),
-        *(rows.weight is not None, rows.cotangent is not None, precision),
-    )
-    return total(out, row_count), total(scalars, row_count)
-
-
-def total(partial: Tensor, count: int) -> Tensor:
-    """The sum over splits, in their order, of the first ``count`` rows: the rest is unwritten."""
-    partial = partial[..., :count]
-    return partial[0] if partial.shape[0] == 1 else partial.sum(0)
+    return gradients(x, weights, query, bandwidth, (dx, dg, dw, dy), scaling)

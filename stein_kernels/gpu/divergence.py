@@ -7,12 +7,13 @@ derivatives are dL/de = -c q and dL/dr2 = -q (t/h + c^2); ``reference`` has the 
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from stein_kernels.gpu.direction import total
-from stein_kernels.gpu.packing import mean, pack, pack_vector, source_weights, splits, unpack
+from stein_kernels.gpu.packing import mean, pack, pack_vector, source_weights, splits
+from stein_kernels.gpu.pairs import Gradients, gradients, pair_sums, total
 
 
 def forward(
@@ -52,10 +53,6 @@ class Side(NamedTuple):
     weight: Tensor | None  # of sources
     cotangent: Tensor | None  # v (B, ld), of targets
 
-    def filled(self) -> list[Tensor]:
-        """A kernel takes five pointers; those it does not read are the cloud itself."""
-        return [self.x if value is None else value for value in self]
-
 
 def backward(
     kernels: Any,
@@ -67,7 +64,7 @@ def backward(
     bandwidth: Tensor,
     leave_one_out: bool,
     precision: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> Gradients:
     """Gradients of x, grad, weights, query (empty where not given) and bandwidth.
 
     The divergence scales with s^-2 where x scales with s, g with 1/s and h with s^2, so
@@ -81,12 +78,17 @@ def backward(
     along = (score * xs).sum(1)
     sources, targets = Side(xs, score, along, w, None), Side(ys, None, None, None, cotangent)
     both = Side(xs, score, along, w, cotangent)
-    counts = x.shape[1], v.shape[1]
+    m, n = counts = x.shape[1], v.shape[1]
 
-    ends = (both, both) if same else (sources, targets)
-    (moved, scored, carried), (row, mass, dw) = _pairs(
-        kernels, *ends, bandwidth, *counts, precision
+    sums = functools.partial(
+        pair_sums, kernels.divergence_backward, bandwidth=bandwidth, slots=3, precision=precision
     )
+    if same:
+        (moved, scored, carried), (row, mass, dw) = sums(both, both, (True, True), counts=counts)
+    else:
+        (moved, scored, carried), (row, mass, dw) = sums(
+            sources, targets, (True, False), counts=counts
+        )
     xs, score, w = (value[..., : counts[0]] for value in (xs, score, w))
     ys, cotangent = ys[..., : counts[1]], cotangent[:, : counts[1]]
     dx = xs * row[:, None] - moved + c * mass[:, None] * score
@@ -97,41 +99,8 @@ def backward(
     dg = c * (xs * mass[:, None] - carried)
     scaling = (score * dg - xs * dx).sum((1, 2)) - 2 * (w * dw).sum(1)
     dy = None
-    if query is not None:
-        ends = targets, sources
-        (moved, scored, _), (row, _, _) = _pairs(
-            kernels, *ends, bandwidth, counts[1], counts[0], precision
-        )
+    if not same:
+        (moved, scored, _), (row, _, _) = sums(targets, sources, (False, True), counts=(n, m))
         dy = ys * row[:, None] - moved - c * scored
         scaling -= (ys * dy).sum((1, 2))
-    return (
-        unpack(dx, x),
-        unpack(dg, x),
-        x.new_empty(0) if weights is None else dw.to(weights.dtype).contiguous(),
-        x.new_empty(0) if query is None or dy is None else unpack(dy, query),
-        (scaling / (2 * bandwidth)).to(bandwidth.dtype),
-    )
-
-
-def _pairs(
-    kernels: Any,
-    rows: Side,
-    columns: Side,
-    bandwidth: Tensor,
-    row_count: int,
-    column_count: int,
-    precision: str,
-) -> tuple[Tensor, Tensor]:
-    """One launch over all pairs: sums (3, B, d, ld) and scalars (3, B, ld) of the rows.
-
-    A slot that belongs to a role which the rows do not have comes back unwritten.
-    """
-    b, d, ld = rows.x.shape
-    s = splits(b, row_count, column_count)
-    out, scalars = rows.x.new_empty(s, 3, b, d, ld), rows.x.new_empty(s, 3, b, ld)
-    kernels.divergence_backward(
-        *(*rows.filled(), *columns.filled(), bandwidth, out, scalars),
-        *(row_count, column_count, rows.x is columns.x),
-        *(rows.weight is not None, rows.cotangent is not None, precision),
-    )
-    return total(out, row_count), total(scalars, row_count)
+    return gradients(x, weights, query, bandwidth, (dx, dg, dw, dy), scaling)

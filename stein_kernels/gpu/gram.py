@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from stein_kernels.gpu.direction import total
 from stein_kernels.gpu.packing import mean, pack, splits, unpack
+from stein_kernels.gpu.pairs import total
 
 
 def forward(kernels: Any, x: Tensor, y: Tensor | None, bandwidth: Tensor) -> Tensor:
