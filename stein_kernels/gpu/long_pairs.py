@@ -33,8 +33,8 @@ def rows(value: Tensor) -> Tensor:
 
 
 def mean(x: Tensor) -> Tensor:
-    """The centre of the particles, (B, d), in the accumulation dtype."""
-    return x.mean(1, dtype=accumulation_dtype(x.dtype))
+    """The centre of the particles, (B, d), in the accumulation dtype; the same for any strides."""
+    return x.contiguous().mean(1, dtype=accumulation_dtype(x.dtype))
 
 
 def is_whole(x: Tensor) -> bool:

@@ -48,8 +48,8 @@ def unpack(cloud: Tensor, like: Tensor) -> Tensor:
 
 
 def mean(rows: Tensor) -> Tensor:
-    """The centre of the particles, (B, 1, d), in the accumulation dtype."""
-    return rows.mean(1, keepdim=True, dtype=accumulation_dtype(rows.dtype))
+    """The centre of the particles, (B, 1, d), in the accumulation dtype, whatever the strides."""
+    return rows.contiguous().mean(1, keepdim=True, dtype=accumulation_dtype(rows.dtype))
 
 
 def source_weights(x: Tensor, weights: Tensor | None, leave_one_out: bool) -> Tensor:

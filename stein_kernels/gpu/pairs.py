@@ -60,7 +60,7 @@ def gradients(
     return (
         unpack(dx, x),
         unpack(dg, x),
-        x.new_empty(0) if weights is None else dw.to(weights.dtype).contiguous(),
+        x.new_empty(0) if weights is None else weights.new_empty(dw.shape).copy_(dw),
         x.new_empty(0) if query is None or dy is None else unpack(dy, query),
         (scaling / (2 * bandwidth)).to(bandwidth.dtype),
     )

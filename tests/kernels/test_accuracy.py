@@ -20,7 +20,7 @@ from stein_kernels.testing import (
     relative_error,
 )
 
-pytestmark = pytest.mark.parametrize("kernels", ["compiled", "composite"], indirect=True)
+pytestmark = pytest.mark.parametrize("kernels", ["compiled", "composite", "cuda"], indirect=True)
 SHIFTS = [0.0, 100.0, 1e4]
 CASES = [  # compiled shape, torch shape, targets compared (None: all of them), limit
     pytest.param((64, 100, 50), (4, 100, 50), None, 2e-6, id="64x100x50"),

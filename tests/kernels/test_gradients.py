@@ -12,7 +12,7 @@ import stein_kernels as sk
 from stein_kernels import reference
 from stein_kernels.testing import assert_gradients_match, gaussian_problem
 
-FUSED = pytest.mark.parametrize("kernels", ["compiled", "composite"], indirect=True)
+FUSED = pytest.mark.parametrize("kernels", ["compiled", "composite", "cuda"], indirect=True)
 REFERENCE = pytest.mark.parametrize("kernels", ["reference"], indirect=True)
 OPS = ["svgd_direction", "stein_divergence"]
 OPTIONAL = ["weights", "query", "bandwidth"]

@@ -9,7 +9,7 @@ import stein_kernels as sk
 from stein_kernels import reference
 from stein_kernels.testing import assert_within_reference_error, gaussian_problem
 
-pytestmark = pytest.mark.parametrize("kernels", ["compiled", "composite"], indirect=True)
+pytestmark = pytest.mark.parametrize("kernels", ["compiled", "composite", "cuda"], indirect=True)
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 NAMES = pytest.mark.parametrize("names", [(), ("weights",), ("query",), ("weights", "query")])
 

@@ -8,7 +8,7 @@ import torch
 import stein_kernels as sk
 from stein_kernels.testing import gaussian_problem, poison_empty
 
-pytestmark = pytest.mark.parametrize("kernels", ["compiled", "composite"], indirect=True)
+pytestmark = pytest.mark.parametrize("kernels", ["compiled", "composite", "cuda"], indirect=True)
 
 
 def sliced(value):

@@ -13,7 +13,7 @@ import stein_kernels as sk
 from stein_kernels import _ops
 from stein_kernels.testing import assert_relative_error, gaussian_problem
 
-pytestmark = pytest.mark.parametrize("kernels", ["compiled", "composite"], indirect=True)
+pytestmark = pytest.mark.parametrize("kernels", ["compiled", "composite", "cuda"], indirect=True)
 # torch loads its forward-mode decompositions through torch.jit.script, which it deprecates itself
 JIT_WARNING = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

@@ -81,7 +81,7 @@ def test_all_particles_equal_have_finite_gradients(kernels):
     assert x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("kernels", ["compiled", "reference"], indirect=True)
+@pytest.mark.parametrize("kernels", ["compiled", "reference", "cuda"], indirect=True)
 @pytest.mark.parametrize("h", [1e-30, 1e-10])
 def test_a_tiny_bandwidth_isolates_the_particles(kernels, h):
     """Not the torch kernels: their matrix products in float64 need h above 1e-9 of the spread."""
