@@ -190,7 +190,7 @@ def write_all(
 
 def _load(run_dir: Path, config: Config) -> tuple[Dataset, Networks]:
     dataset = load_data(config)
-    return dataset, load_model(run_dir, config, dataset.train.pixels.shape[1])
+    return dataset, load_model(run_dir, config, dataset.train.features)
 
 
 def _assumptions(finding: Finding) -> str:

@@ -103,8 +103,9 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     run_dir, dataset, networks = trainer.run_dir, trainer.dataset, trainer.networks
     selected = trainer.select()
     save_model(run_dir, networks)
-    images = draw_samples(networks, SAMPLES_DRAWN, trainer.config.seed)
-    save_samples(run_dir / "samples.png", images, dataset.image_shape)
+    if dataset.image_shape is not None:
+        images = draw_samples(networks, SAMPLES_DRAWN, trainer.config.seed)
+        save_samples(run_dir / "samples.png", images, dataset.image_shape)
     if (run_dir / JSONL).stat().st_size:
         save_curves(run_dir / "curves.png", run_dir / JSONL)
     result = describe(trainer, measure(trainer.config, dataset, networks), selected)

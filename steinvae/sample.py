@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.root is not None:
             config = replace(config, data=replace(config.data, root=arguments.root))
         dataset = load_data(config)
-        networks = load_model(arguments.run_dir, config, dataset.train.pixels.shape[1])
+        if dataset.image_shape is None:
+            raise ValueError(f"run_dir={arguments.run_dir}: {dataset.name} has no images to draw")
+        networks = load_model(arguments.run_dir, config, dataset.train.features)
     except (ValueError, OSError, ImportError) as error:
         print(f"steinvae.sample: {error}", file=sys.stderr)
         return 1

@@ -47,7 +47,7 @@ class Trainer:
     ) -> None:
         self.config, self.dataset, self.run_dir = config, dataset, Path(run_dir)
         self.device = choose_device(config.trainer.device)
-        pixels = dataset.train.pixels.shape[1]
+        pixels = dataset.train.features
         self.networks = networks or build_networks(config, pixels, self.device)
         self.optimizer = Optimizer(self.networks, config.optimizer)
         batch_size = config.trainer.batch_size

@@ -6,7 +6,7 @@ A further data set is one module with a function under `@register(name)`, import
 
 from steinvae.data import binarized_mnist, digits, mnist
 from steinvae.data.binarize import BINARIZATION_SEED
-from steinvae.data.dataset import Binarization, Dataset, Split
+from steinvae.data.dataset import Binarization, Dataset, Examples, Split
 from steinvae.data.registry import load, names, register
 from steinvae.data.sampling import BatchSampler, step_generator
 
@@ -15,6 +15,7 @@ __all__ = [
     "BatchSampler",
     "Binarization",
     "Dataset",
+    "Examples",
     "Split",
     "binarized_mnist",
     "digits",

@@ -6,7 +6,7 @@ Shapes: N images of X = H * W pixels, batches of B.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,9 +14,24 @@ from torch import Tensor
 Binarization = Literal["fixed", "dynamic", "none"]
 
 
+class Examples(Protocol):
+    """What training and evaluation ask of a split, whatever its examples are."""
+
+    @property
+    def features(self) -> int:
+        """X, numbers in an example."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The examples at `indices` (B,) int64 as (B, X) float32 on the CPU."""
+        ...
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Split:
-    """One split of a data set, kept as uint8 so that MNIST's 60,000 images take 47 MB."""
+    """One split of a data set of images, kept as uint8 so that MNIST's 60,000 images take 47 MB."""
 
     pixels: Tensor
     """(N, X) uint8, each in 0..levels; bits where levels is 1."""
@@ -43,6 +58,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    @property
+    def features(self) -> int:
+        """X, pixels in an image."""
+        return self.pixels.shape[1]
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The images at `indices` as float32 in [0, 1].
@@ -74,8 +94,11 @@ class Split:
         return indices
 
 
+OneSplit = TypeVar("OneSplit", bound=Examples)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Dataset:
+class Dataset(Generic[OneSplit]):
     """Three splits of one source under one binarisation; validation and test never change."""
 
     name: str
@@ -88,12 +111,12 @@ class Dataset:
     binarization_seed: int | None
     """Seed of the draw behind the stored bits; None where there is no draw of ours."""
 
-    image_shape: tuple[int, int]
-    """(H, W) in pixels; X = H * W."""
+    image_shape: tuple[int, int] | None
+    """(H, W) in pixels; X = H * W. None where the examples are no images."""
 
-    train: Split
-    validation: Split
-    test: Split
+    train: OneSplit
+    validation: OneSplit
+    test: OneSplit
 
     @property
     def title(self) -> str:
