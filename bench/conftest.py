@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import records, targets
+from bench import records, targets, train_table
 from bench.collector import Collector
 from bench.environment import machine_slug
 from bench.methods import Method
@@ -116,7 +116,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         path = records.RESULTS / f"{machine_slug()}.jsonl"
     if path is not None and measured:
         records.replace(path, measured)
-    config.stash[_checks] = checks = targets.check(measured)
+    checks = targets.check(measured) + train_table.checks(targets.values_of(measured))
+    config.stash[_checks] = checks
     if any(check.failed for check in checks):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from bench import baselines, targets
+from bench import baselines, targets, train_table
 from bench.records import Record, worst
 from bench.shapes import SHAPES, Shape
 from bench.targets import Values, values_of
@@ -90,7 +90,21 @@ def performance(records: list[Record]) -> str:
     parts += [_grid(values, "memory", MEMORY, threads[-1], "extra_bytes", 1e-6)]
     parts += ["### Relative error", "Coordinates as they are, and shifted, largest of the shapes:"]
     parts += [worst_errors(values), "### First call", first_calls(values)]
+    header, *rows = train_table.table(values)
+    if rows:
+        parts += ["### Training step", "Milliseconds of processor time, all threads together:"]
+        parts += [markdown(header, rows), _train_conditions(records)]
     return "\n\n".join(parts)
+
+
+def _train_conditions(records: list[Record]) -> str:
+    steps = [record for record in records if record["metric"] == "cpu_seconds"]
+    commits = ", ".join(sorted({record["commit"] for record in steps}))
+    rounds = sorted({record["n"] for record in steps})
+    return (
+        f"<sub>Batches of 64, decoder 50-200-200-784; medians of {_range(rounds)} steps, the "
+        f"rivals taking turns; commit {commits}.</sub>"
+    )
 
 
 def thread_counts(values: Values) -> list[int]:

@@ -114,7 +114,7 @@ def cases(quick: bool) -> list[tuple[Setting, int]]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    found = cases(metafunc.config.getoption("--bench-quick"))
+    found = cases(bool(metafunc.config.getoption("--bench-quick")))
     names = [f"{one.experiment}-{one.samples}-{count}t" for one, count in found]
     metafunc.parametrize(("setting", "count"), found, ids=names)
 
