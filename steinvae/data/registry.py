@@ -7,20 +7,33 @@ from pathlib import Path
 from typing import get_args
 
 from steinvae.data.binarize import BINARIZATION_SEED
+from steinvae.data.count_files import BadLines
 from steinvae.data.dataset import Binarization, Dataset
 
 Loader = Callable[[Path | None, Binarization, int], Dataset]
+CountLoader = Callable[[Path | None, BadLines], Dataset]
 
 _LOADERS: dict[str, Loader] = {}
+_COUNT_LOADERS: dict[str, CountLoader] = {}
 
 
 def register(name: str) -> Callable[[Loader], Loader]:
     """Decorator: make `loader(root, binarization, seed) -> Dataset` loadable as `name`."""
 
     def add(loader: Loader) -> Loader:
-        if name in _LOADERS:
-            raise ValueError(f"data.register: the name {name!r} is already taken")
+        _check_free(name)
         _LOADERS[name] = loader
+        return loader
+
+    return add
+
+
+def register_counts(name: str) -> Callable[[CountLoader], CountLoader]:
+    """The same for `loader(root, bad_lines) -> Dataset` of documents, which nothing binarises."""
+
+    def add(loader: CountLoader) -> CountLoader:
+        _check_free(name)
+        _COUNT_LOADERS[name] = loader
         return loader
 
     return add
@@ -28,7 +41,7 @@ def register(name: str) -> Callable[[Loader], Loader]:
 
 def names() -> list[str]:
     """The registered names, sorted."""
-    return sorted(_LOADERS)
+    return sorted(_LOADERS | _COUNT_LOADERS)
 
 
 def load(
@@ -36,6 +49,7 @@ def load(
     root: str | Path | None = None,
     *,
     binarization: Binarization = "fixed",
+    bad_lines: BadLines = "raise",
     seed: int = BINARIZATION_SEED,
 ) -> Dataset:
     """Load a data set by name, in memory, on the CPU.
@@ -43,16 +57,27 @@ def load(
     Args:
         name: a registered name; `names()` lists them.
         root: the setting data.root, a directory; unused by "digits".
-        binarization: "fixed" | "dynamic" | "none", see `Dataset.binarization`.
+        binarization: "fixed" | "dynamic" | "none", see `Dataset.binarization`; counts have none.
+        bad_lines: of text files: "raise" | "skip", which counts them in `CountDataset.skipped`.
         seed: seed of the fixed Bernoulli draw (not of the run: keep it equal in runs that are
             compared). Unused by sets that come as bits.
 
     Errors: ValueError for an unknown name or binarisation and for damaged files (naming the file);
     FileNotFoundError naming data.root when files are missing; ImportError naming the extra.
     """
+    if bad_lines not in get_args(BadLines):
+        raise ValueError(f"data.bad_lines: expected raise or skip; got {bad_lines!r}")
+    folder = None if root is None else Path(root)
+    if name in _COUNT_LOADERS:
+        return _COUNT_LOADERS[name](folder, bad_lines)
     if name not in _LOADERS:
         raise ValueError(f"data.name: expected one of {', '.join(names())}; got {name!r}")
     if binarization not in get_args(Binarization):
         expected = ", ".join(get_args(Binarization))
         raise ValueError(f"data.binarization: expected one of {expected}; got {binarization!r}")
-    return _LOADERS[name](None if root is None else Path(root), binarization, seed)
+    return _LOADERS[name](folder, binarization, seed)
+
+
+def _check_free(name: str) -> None:
+    if name in names():
+        raise ValueError(f"data.register: the name {name!r} is already taken")
