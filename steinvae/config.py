@@ -23,6 +23,8 @@ GROUPED = ("stein_viwae", "vae_weighted_decoder", "flow_elbo")
 """Methods whose code_particles counts groups of importance_samples codes."""
 
 Binarization = Literal["fixed", "dynamic", "none"]
+COUNTS = ("20news", "nyt", "rcv1", "bag_of_words")
+"""Data sets of documents as counts of words."""
 
 
 def _require(condition: bool, setting: str, expected: str, value: object) -> None:
@@ -38,16 +40,23 @@ def _check_bandwidth(value: Rule | float, setting: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which images are modelled."""
+    """Which images or documents are modelled."""
 
-    name: Literal["digits", "mnist", "binarized_mnist"] = "digits"
-    """Data set: scikit-learn's 8x8 digits (offline), MNIST, or Larochelle's binarised MNIST."""
+    name: Literal["digits", "mnist", "binarized_mnist", "20news", "nyt", "rcv1", "bag_of_words"] = (
+        "digits"
+    )
+    """Data set: scikit-learn's 8x8 digits (offline), MNIST, or Larochelle's binarised MNIST; counts
+    of words: 20 Newsgroups, New York Times, RCV1, or files of one's own (bag_of_words)."""
 
     root: str | None = None
     """Directory that holds the data files; not used by digits."""
 
     binarization: Binarization = "fixed"
-    """fixed: one draw for ever; dynamic: a new draw at every visit; none: grey levels in [0, 1]."""
+    """fixed: one draw for ever; dynamic: a new draw at every visit; none: grey levels in [0, 1].
+    Nothing binarises counts."""
+
+    bad_lines: Literal["raise", "skip"] = "raise"
+    """A bad line of a file of counts: an error that names it, or left out and counted."""
 
     def __post_init__(self) -> None:
         only_fixed = self.name == "binarized_mnist"
@@ -61,7 +70,8 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The networks: tanh MLPs on both sides, Bernoulli pixels."""
+    """The networks: tanh MLPs on both sides, Bernoulli pixels; for counts the encoder sees
+    log(1 + n), and the decoder is one linear layer and a softmax (NVDM)."""
 
     codes: int = 8
     """Dimension d of a code z."""
@@ -332,6 +342,8 @@ class Config:
     def _check_density(self) -> None:
         """An encoder that folds has no density."""
         method, encoder = self.method, self.model.encoder
+        counts = self.data.name in COUNTS and method.encoder_kind(self.model) == "concat"
+        _require(not counts, "model.encoder", f"no concat for {self.data.name}", encoder)
         if encoder not in ("residual", "concat"):
             return
         exact = method.name == "stein_viwae" and method.weights != "none" and method.log_q == "jac"

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steinvae.config import Config
+from steinvae.config import COUNTS, Config
+from steinvae.count_recognition import make_count_encoder
 from steinvae.data import step_generator
 from steinvae.models import GenerativeModel
 from steinvae.models.mlp import BernoulliMlp
+from steinvae.models.softmax_counts import SoftmaxCounts
 from steinvae.particles import ParticleEnsemble
 from steinvae.recognition import FlowEncoder, StochasticEncoder, make_encoder
 
@@ -52,13 +54,19 @@ class Networks:
 def build_networks(config: Config, pixels: int, device: torch.device | str) -> Networks:
     """Fresh networks; the same seed gives every method the same trunk, heads and first decoder."""
     shape, method = config.model, config.method
-    model = BernoulliMlp(shape.codes, tuple(reversed(shape.hidden)), pixels)
+    counts = config.data.name in COUNTS
+    model: GenerativeModel = (
+        SoftmaxCounts(shape.codes, pixels)
+        if counts
+        else BernoulliMlp(shape.codes, tuple(reversed(shape.hidden)), pixels)
+    )
     decoders = step_generator(config.seed, 0, "theta")
     theta = ParticleEnsemble(model.parameters, method.decoders, decoders, device)
     kind = method.encoder_kind(shape)
     depth = shape.planar_layers if kind == "planar" else shape.flow_blocks
     draws = step_generator(config.seed, 0, "encoder")
-    encoder = make_encoder(kind, pixels, shape.hidden, shape.codes, draws, depth)
+    make = make_count_encoder if counts else make_encoder
+    encoder = make(kind, pixels, shape.hidden, shape.codes, draws, depth)
     if isinstance(encoder, FlowEncoder):
         for block in encoder.blocks:
             block.constant_gain = method.name != "flow_elbo"

@@ -10,11 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from steinvae.config import Config, ModelConfig
+from steinvae.config import COUNTS, Config, ModelConfig
 from steinvae.stein import PAIRS_AT_ONCE
 
-PIXELS = {"digits": 64, "mnist": 784, "binarized_mnist": 784}
-"""X of every data set."""
+PIXELS = {
+    "digits": 64,
+    "mnist": 784,
+    "binarized_mnist": 784,
+    "20news": 2000,
+    "nyt": 10_000,
+    "rcv1": 10_000,
+}
+"""X of every data set whose size is known without its files."""
 
 _FLOAT = 4
 _STATE_COPIES = 4  # parameters, both moments of Adam, and the best parameters so far
@@ -85,9 +92,12 @@ class Plan:
 def make_plan(config: Config) -> Plan:
     """The plan of one update; nothing is drawn, loaded or allocated."""
     model, method, settings = config.model, config.method, config.trainer
+    if config.data.name not in PIXELS:
+        raise ValueError(f"--plan: data.name must be one of {sorted(PIXELS)}; others are not read")
     pixels, images = PIXELS[config.data.name], settings.batch_size
     kind = method.encoder_kind(model)
-    widths = (model.codes, *reversed(model.hidden), pixels)
+    between = () if config.data.name in COUNTS else tuple(reversed(model.hidden))
+    widths = (model.codes, *between, pixels)
     decoder, encoder = _dense(widths), _encoder_parameters(kind, model, pixels)
     every = method.is_stein and method.pairing == "full"
     pairs = method.codes_per_image * (method.theta_particles if every else 1)

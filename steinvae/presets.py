@@ -54,6 +54,19 @@ def mnist() -> Config:
     )
 
 
+def text() -> Config:
+    """20 Newsgroups by NVDM, a Gaussian VAE on counts: 256 tanh, 50 codes, 60 epochs."""
+    return Config(
+        preset="text",
+        data=DataConfig(name="20news"),
+        model=ModelConfig(codes=50, hidden=(256,)),
+        method=MethodConfig(name="vae", code_particles=5, theta_particles=1),
+        optimizer=OptimizerConfig(learning_rate=2e-3, decay_steps=10_000),
+        trainer=TrainerConfig(max_steps=10_000, log_every=100, validate_every=1000, patience=3),
+        evaluation=EvaluationConfig(samples=100, validation_images=0, validation_samples=20),
+    )
+
+
 def paper() -> Config:
     """Every literal reading of Pu et al. 2017 at once: what the printed recipe does.
 
@@ -87,6 +100,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "digits": digits,
     "mnist_small": mnist_small,
     "mnist": mnist,
+    "text": text,
     "paper": paper,
 }
 

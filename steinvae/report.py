@@ -82,7 +82,10 @@ def write_report(
         _check_keys("write_report: result", RESULT_KEYS, each)
         _check_keys("write_report: result['nll']", NLL_KEYS, each["nll"])
     title = f"# {result['method']} on {result['data_set']} ({result['binarization']})"
-    sections = [title, _nll_section(results), _run_section(result)]
+    sections = [title, _nll_section(results)]
+    if "perplexity" in result:
+        sections += [_perplexity_section(results), _topics_section(result)]
+    sections.append(_run_section(result))
     sections += [
         f"## {name.capitalize()}\n\n![{name}]({name}.png)"
         for name in ("samples", "curves")
@@ -221,6 +224,42 @@ def _nll_section(results: Sequence[Mapping[str, Any]]) -> str:
     notes = [f"`{name}`: {_describe(name)}." for name in names]
     what = "Test negative log-likelihood, lower is better; ± is the standard error over images."
     return "\n\n".join(["## Negative log-likelihood", what, markdown_table(header, rows), *notes])
+
+
+def _perplexity_section(results: Sequence[Mapping[str, Any]]) -> str:
+    rows = [(each["method"], each["perplexity"], each["nll"]["estimator"]) for each in results]
+    rows.append(("unigram, add one", results[0]["perplexity_unigram"], "exact"))
+    cells = [
+        (
+            name,
+            f"{found['per_document']:.1f} ± {found['per_document_error']:.1f}",
+            f"{found['corpus']:.1f}",
+            estimator,
+        )
+        for name, found, estimator in rows
+    ]
+    what = (
+        "Of the test documents, their lengths given; lower is better. Per document: exp of the "
+        "mean over documents of NLL / length, ± its standard error over documents; corpus: exp of "
+        "the sum of NLLs over the sum of lengths. The two differ by more than methods do."
+    )
+    table = markdown_table(("method", "per document", "corpus", "estimator"), cells)
+    return f"## Perplexity\n\n{what}\n\n{table}"
+
+
+def _topics_section(result: Mapping[str, Any]) -> str:
+    topics = result["topics"]
+    if not topics:
+        return "## Topics\n\nThe model has no weight of a word in a unit."
+    mean = sum(topic["npmi"] for topic in topics) / len(topics)
+    rows = [(topic["unit"], f"{topic['npmi']:.3f}", " ".join(topic["words"])) for topic in topics]
+    what = (
+        "The heaviest words of each unit of the first decoder. NPMI, from -1 to 1, is how much "
+        "more often two of them share a training document than by chance; its mean over units: "
+        f"{mean:.3f}."
+    )
+    table = markdown_table(("unit", "NPMI", "words"), rows)
+    return f"## Topics\n\n{what}\n\n{table}"
 
 
 def _run_section(result: Mapping[str, Any]) -> str:

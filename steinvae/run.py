@@ -19,14 +19,16 @@ from torch import Tensor
 from steinvae._atomic import replacing, write_text
 from steinvae.checkpoint import lock_run_dir
 from steinvae.config import GROUPED, Config, from_dict, to_dict
-from steinvae.data import Dataset, load, step_generator
+from steinvae.data import CountDataset, Dataset, load, step_generator
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.folder import check_same, choose_run_dir
 from steinvae.logging import JSONL, MetricsWriter, Progress
 from steinvae.networks import Networks, build_networks
+from steinvae.perplexity import text_results
 from steinvae.plots import save_curves, save_samples
 from steinvae.report import commit, versions, write_report, write_result
 from steinvae.signals import StopRequest
+from steinvae.topics import topic_results
 from steinvae.trainer import Trainer, choose_device, use_threads
 
 CONFIG, MODEL, RESULT = "config.yaml", "model.safetensors", "result.json"
@@ -130,10 +132,13 @@ def measure(config: Config, dataset: Dataset, networks: Networks) -> Estimate:
 def describe(trainer: Trainer, estimate: Estimate, selected: int) -> dict[str, Any]:
     """The content of result.json."""
     config, count = trainer.config, trainer.networks.parameter_count()
-    method = config.method
-    own = {"self_term": method.self_term} if method.is_stein else {}
+    method, dataset = config.method, trainer.dataset
+    own: dict[str, Any] = {"self_term": method.self_term} if method.is_stein else {}
     if method.name in GROUPED:
         own |= {"weights": method.weights, "importance_samples": method.importance_samples}
+    if isinstance(dataset, CountDataset):
+        own |= text_results(dataset, estimate.per_image)
+        own["topics"] = topic_results(trainer.networks, dataset)
     return {
         "method": method.name,
         **own,
@@ -174,7 +179,8 @@ def baseline(config: Config) -> Config | None:
 
 def load_data(config: Config) -> Dataset:
     """The data set of a configuration."""
-    return load(config.data.name, config.data.root, binarization=config.data.binarization)
+    data = config.data
+    return load(data.name, data.root, binarization=data.binarization, bad_lines=data.bad_lines)
 
 
 def save_model(run_dir: Path, networks: Networks) -> None:

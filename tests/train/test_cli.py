@@ -16,6 +16,7 @@ SURFACE = {
     "resume",
     "data.name",
     "data.root",
+    "data.bad_lines",
     "data.binarization",
     "model.codes",
     "model.hidden",
