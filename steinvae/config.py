@@ -135,6 +135,9 @@ class MethodConfig:
     bandwidth: Rule | float = "liu_wang"
     """Kernel bandwidth h of the codes, one per image: a rule, or h itself in squared code units."""
 
+    bandwidth_factor: float = 1.0
+    """Times the rule's h of the codes: a flatter kernel above 1. Only with a rule."""
+
     theta_bandwidth: Rule | float = "liu_wang"
     """Kernel bandwidth h of the decoders: a rule, or h itself in squared parameter units."""
 
@@ -158,6 +161,10 @@ class MethodConfig:
         _require(self.code_step > 0, "method.code_step", "positive", self.code_step)
         _check_bandwidth(self.bandwidth, "method.bandwidth")
         _check_bandwidth(self.theta_bandwidth, "method.theta_bandwidth")
+        factor, ruled = self.bandwidth_factor, isinstance(self.bandwidth, str)
+        _require(0 < factor < float("inf"), "method.bandwidth_factor", "positive", factor)
+        fixed = "1 where method.bandwidth is a number: that is h itself"
+        _require(ruled or factor == 1, "method.bandwidth_factor", fixed, factor)
         k = self.importance_samples
         _require(k >= 1, "method.importance_samples", "at least 1", k)
         if self.is_stein:

@@ -89,6 +89,7 @@ def direction_stats(
     direction: Float[Tensor, "B S d"],
     *,
     bandwidth: str | float,
+    factor: float = 1.0,
 ) -> dict[str, Tensor]:
     """Cosine and signal-to-noise of the direction that was used; scalars over all images and codes.
 
@@ -98,10 +99,14 @@ def direction_stats(
     c / sqrt(1 - c^2), as the kernel's scale is free. field_cosine_halves: between the fields of two
     halves of the reference codes; where it is far below 1 the field itself is not known well.
 
+    `factor` is that of the direction's bandwidth rule (`code_bandwidth`).
+
     Shapes: score = g and direction = phi at the codes of `noise`.
     """
     codes, own = exact_score(networks.encoder, pixels, noise)
-    h = median_bandwidth(codes, rule=bandwidth) if isinstance(bandwidth, str) else bandwidth
+    h = bandwidth
+    if isinstance(bandwidth, str):
+        h = factor * median_bandwidth(codes, rule=bandwidth)
     reference, of_reference = exact_score(networks.encoder, pixels, reference_noise(noise))
     posterior = posterior_scores(
         networks.model, networks.theta, reference, pixels, data_size=1
@@ -152,4 +157,12 @@ def field_stats(
         return {}
     pixels, score, direction = pixels[:IMAGES], score[:IMAGES], direction[:IMAGES]
     noise = noise.expand(len(score), -1, -1) if len(noise) == 1 else noise[:IMAGES]
-    return direction_stats(networks, pixels, noise, score, direction, bandwidth=method.bandwidth)
+    return direction_stats(
+        networks,
+        pixels,
+        noise,
+        score,
+        direction,
+        bandwidth=method.bandwidth,
+        factor=method.bandwidth_factor,
+    )

@@ -18,7 +18,13 @@ from steinvae.gradients import Batch, Gradients, Objective, code_spread, encoder
 from steinvae.monitor import field_stats, fold_stats
 from steinvae.networks import Networks
 from steinvae.pairs import Pairing
-from steinvae.stein import Scores, code_direction, posterior_scores, theta_direction
+from steinvae.stein import (
+    Scores,
+    code_bandwidth,
+    code_direction,
+    posterior_scores,
+    theta_direction,
+)
 from steinvae.weights import effective_samples, group_weights, log_prior_over_q, printed_weights
 
 __all__ = ["OBJECTIVES", "Batch", "Gradients", "iwae", "stein_vae", "stein_viwae", "vae"]
@@ -133,7 +139,7 @@ def _move(
     to_codes = code_direction(
         drawn,
         scores.codes,
-        bandwidth=method.bandwidth,
+        bandwidth=code_bandwidth(drawn, method.bandwidth, method.bandwidth_factor),
         leave_one_out=method.self_term == "leave_one_out",
         weights=weights.codes,
         group=method.importance_samples,
@@ -184,8 +190,9 @@ def _stein_stats(
     }
     if batch.monitor:
         statistic = "u" if method.self_term == "leave_one_out" else "v"
+        h = code_bandwidth(codes, method.bandwidth, method.bandwidth_factor)
         discrepancy = kernel_stein_discrepancy(
-            codes, scores.codes, bandwidth=method.bandwidth, statistic=statistic
+            codes, scores.codes, bandwidth=h, statistic=statistic
         )
         stats["stein_discrepancy"] = discrepancy.mean()
         stats |= fold_stats(networks, batch.pixels, batch.noise)

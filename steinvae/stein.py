@@ -99,11 +99,26 @@ def _join(parts: list[PairGradients]) -> PairGradients:
     )
 
 
+def code_bandwidth(
+    codes: Float[Tensor, "B S d"], rule: str | float, factor: float = 1.0
+) -> str | float | Float[Tensor, " B"]:
+    """Bandwidth of the codes' kernel: `factor` times the rule's h, one per image.
+
+    A rule with factor 1 is handed on by its name, for the op to evaluate with the direction; a
+    number is h itself and takes no factor (MethodConfig refuses another). Kernel mean and repulsion
+    share h, so q = p is the leave-one-out fixed point for every h that does not depend on the
+    codes: a factor changes how far a code's direction is smoothed over the other codes.
+    """
+    if factor == 1 or not isinstance(rule, str):
+        return rule
+    return factor * median_bandwidth(codes, rule=rule)
+
+
 def code_direction(
     codes: Float[Tensor, "B S d"],
     score: Float[Tensor, "B S d"],
     *,
-    bandwidth: str | float,
+    bandwidth: str | float | Float[Tensor, " B"],
     leave_one_out: bool,
     weights: Float[Tensor, "B S"] | None = None,
     group: int = 1,
@@ -128,6 +143,8 @@ def code_direction(
         )
     if isinstance(bandwidth, str):
         h = median_bandwidth(codes, rule=bandwidth)
+    elif isinstance(bandwidth, Tensor):
+        h = bandwidth
     else:
         h = codes.new_full(codes.shape[:1], bandwidth)
     every = svgd_direction(codes, score, weights=weights, bandwidth=h)

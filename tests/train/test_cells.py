@@ -18,6 +18,7 @@ VARIANTS = [
     {"method": {"name": "stein_viwae", "importance_samples": 2}},
     {"method": {"name": "stein_viwae"}, "model": {"flow_blocks": 3}},
     {"method": {"name": "stein_vae"}},
+    {"method": {"name": "stein_vae", "bandwidth_factor": 4.0}},
     {"method": {"name": "stein_vae"}, "model": {"flow_blocks": 3}},
     {"method": {"name": "flow_elbo"}},
     {"method": {"name": "flow_elbo", "weights": "none"}},

@@ -61,6 +61,8 @@ WRONG = [
     ("method", {"bandwidth": "mean"}, "method.bandwidth"),
     ("method", {"bandwidth": -1.0}, "method.bandwidth"),
     ("method", {"theta_bandwidth": float("inf")}, "method.theta_bandwidth"),
+    ("method", {"bandwidth_factor": 0.0}, "method.bandwidth_factor"),
+    ("method", {"bandwidth": 0.5, "bandwidth_factor": 2.0}, "method.bandwidth_factor"),
     ("optimizer", {"learning_rate": 0.0}, "optimizer.learning_rate"),
     ("optimizer", {"learning_rate": float("nan")}, "optimizer.learning_rate"),
     ("optimizer", {"final_fraction": 1.5}, "optimizer.final_fraction"),

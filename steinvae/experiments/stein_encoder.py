@@ -1,0 +1,144 @@
+"""What the Stein encoder is worth: AIS of decoders trained beside it, against a control without it.
+
+Fixed binarised MNIST, 2x128 tanh, 20 codes, batches of 32, one group of 10 codes, weights on theta.
+The parameters of the last step are measured, by annealed importance sampling on the same 100 test
+images: no encoder enters, so what differs between rows is the decoder that was learned.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steinvae.config import Config
+from steinvae.density import evenly_spaced
+from steinvae.density.annealed import ais
+from steinvae.density.annealing import Annealing
+from steinvae.experiments.cells import Record, mean_and_error
+from steinvae.presets import mnist_small
+from steinvae.report import append_records, markdown_table, read_records, tidy_record
+from steinvae.run import load_data
+from steinvae.trainer import Trainer, use_threads
+
+NAME, METRIC = "stein_encoder", "test_nll"
+IMAGES = 100
+ANNEALING = Annealing(temperatures=250, chains=4, pilot_chains=2)
+STEPS = (1500, 6000)
+
+CONTROL = "control: Gaussian ELBO encoder"
+ROWS: dict[str, dict[str, Any]] = {
+    CONTROL: {"name": "vae_weighted_decoder"},
+    "flow encoder by its exact ELBO": {"name": "flow_elbo"},
+    "Stein": {"name": "stein_viwae"},
+    "Stein, bandwidth x 4": {"name": "stein_viwae", "bandwidth_factor": 4.0},
+    "Stein, bandwidth x 16": {"name": "stein_viwae", "bandwidth_factor": 16.0},
+}
+"""Rows that this module trains. Records of other variants are drawn where the file has them."""
+
+
+def configuration(row: str, steps: int, seed: int, root: str | None) -> Config:
+    """The run of a row."""
+    base = mnist_small()
+    return replace(
+        base,
+        seed=seed,
+        data=replace(base.data, root=root),
+        method=replace(base.method, code_particles=1, importance_samples=10, **ROWS[row]),
+        optimizer=replace(base.optimizer, decay_steps=steps),
+        trainer=replace(base.trainer, max_steps=steps, baseline="none", monitor_every=0),
+    )
+
+
+def run(root: str | None, seeds: Sequence[int], output: Path, run_dir: Path) -> str:
+    """Train and measure what has no record yet, and return the tables."""
+    known = {_key(record) for record in _records(output)}
+    for steps in STEPS:
+        for seed in seeds:
+            for row in ROWS:
+                if (row, steps, seed) not in known:
+                    config = configuration(row, steps, seed, root)
+                    append_records(output, [measure(row, config, run_dir)])
+    return table(output, seeds)
+
+
+def measure(row: str, config: Config, run_dir: Path) -> Record:
+    """Train `config` to its last step, and its AIS bound as a record."""
+    use_threads(config)
+    dataset = load_data(config)
+    trainer = Trainer(config, dataset, run_dir)
+    started = time.process_time()
+    for step in range(config.trainer.max_steps):
+        trainer.update(step, monitor=False)
+    seconds = time.process_time() - started
+    pixels = dataset.test.batch(evenly_spaced(len(dataset.test), IMAGES)).to(trainer.device)
+    return record(row, config, ais(trainer.networks, pixels, ANNEALING, seed=0).lower, seconds)
+
+
+def record(row: str, config: Config, lower: torch.Tensor, seconds: float) -> Record:
+    """One tidy record; `lower` (B,) are the images' lower bounds in nats."""
+    setting = {
+        "row": row,
+        "data": config.data.name,
+        "codes": config.model.codes,
+        "steps": config.trainer.max_steps,
+        "importance_samples": config.method.importance_samples,
+        "weights": config.method.weights,
+    }
+    return tidy_record(
+        experiment=NAME,
+        method=config.method.name,
+        setting=setting,
+        seed=config.seed,
+        metric=METRIC,
+        value=-lower.mean().item(),
+        stderr=(lower.std() / len(lower) ** 0.5).item(),
+        n=len(lower),
+        estimator=f"ais({ANNEALING.temperatures} x {ANNEALING.chains})",
+        seconds=round(seconds, 1),
+        device=f"cpu, {torch.get_num_threads()} thread",
+    )
+
+
+def table(output: Path, seeds: Sequence[int]) -> str:
+    """One table for each number of steps, drawn from the records in `output`."""
+    records = {_key(each): each for each in _records(output)}
+    parts = [text for steps in STEPS if (text := _table(records, steps, seeds))]
+    return "\n\n".join(parts)
+
+
+def _table(records: dict[tuple[str, int, int], Record], steps: int, seeds: Sequence[int]) -> str:
+    rows = list(dict.fromkeys(row for row, horizon, _ in records if horizon == steps))
+    control = {seed: records.get((CONTROL, steps, seed)) for seed in seeds}
+    lines = []
+    for row in rows:
+        own = {seed: one for seed in seeds if (one := records.get((row, steps, seed)))}
+        if not own:
+            continue
+        beside = {seed: one for seed in own if (one := control[seed])}
+        gains = [other["value"] - own[seed]["value"] for seed, other in beside.items()]
+        lines.append(
+            [
+                row,
+                *(f"{own[seed]['value']:.2f}" if seed in own else "-" for seed in seeds),
+                mean_and_error([one["value"] for one in own.values()]),
+                mean_and_error(gains) if gains and row != CONTROL else "-",
+                f"{sum(one['seconds'] for one in own.values()) / len(own):.0f}",
+            ]
+        )
+    if not lines:
+        return ""
+    header = (f"{steps:,} steps", *(f"seed {seed}" for seed in seeds), "mean", "gain", "s / run")
+    return markdown_table(header, lines)
+
+
+def _key(record: Record) -> tuple[str, int, int]:
+    return record["setting"]["row"], record["setting"]["steps"], record["seed"]
+
+
+def _records(path: Path) -> list[Record]:
+    return read_records(path) if path.exists() else []
