@@ -72,7 +72,8 @@ def flow_elbo(networks: Networks, batch: Batch, method: MethodConfig, data_size:
     """
     codes, log_q = networks.encoder.codes_and_log_density(batch.pixels, batch.noise)
     rate = (log_q - standard_normal(codes)).mean()
-    return _elbo(networks, batch, method, data_size, codes, log_q, rate)
+    annealed = (log_q - standard_normal(codes) / batch.temperature).mean()
+    return _elbo(networks, batch, method, data_size, codes, log_q, rate, annealed)
 
 
 def planar_flow(
@@ -81,7 +82,8 @@ def planar_flow(
     """Negative ELBO of a Gaussian bent by planar layers; S codes, no weights."""
     codes, log_q = networks.encoder.codes_and_log_density(batch.pixels, batch.noise)
     rate = (log_q - standard_normal(codes)).mean()
-    return _elbo(networks, batch, method, data_size, codes, None, rate)
+    annealed = (log_q - standard_normal(codes) / batch.temperature).mean()
+    return _elbo(networks, batch, method, data_size, codes, None, rate, annealed)
 
 
 BASELINES: dict[str, Objective] = {
@@ -101,10 +103,12 @@ def _elbo(
     codes: Tensor,
     log_q: Tensor | None,
     rate: Tensor,
+    annealed: Tensor | None = None,
 ) -> Gradients:
     """ELBO gradient for eta; for theta the same, or weighted where there is a `log_q` (B, S).
 
-    One pass of the decoder; the rest of the ELBO, `rate`, has none in it.
+    One pass of the decoder; the rest of the ELBO, `rate`, has none in it. At temperature T eta
+    descends E[ log q - log p(x, z) / T ], of which `annealed` is the part without the decoder.
     """
     images, samples, _ = codes.shape
     group = 1 if log_q is None or method.weights == "none" else method.importance_samples
@@ -113,7 +117,8 @@ def _elbo(
         log_ratio = (standard_normal(codes) - log_q).detach()
     pairing = Pairing("full", group)
     pairs = pair_gradients(networks.model, networks.theta, codes, batch.pixels, pairing, log_ratio)
-    surrogate = rate - (codes * pairs.codes).sum() / (images * samples)
+    seen = (codes * pairs.codes).sum() / (images * samples)
+    surrogate = rate - seen if annealed is None else annealed - seen / batch.temperature
     distortion = -pairs.log_likelihood.mean()
     stats = {
         "distortion": distortion,

@@ -22,6 +22,8 @@ MethodName = Literal[
 GROUPED = ("stein_viwae", "vae_weighted_decoder", "flow_elbo")
 """Methods whose code_particles counts groups of importance_samples codes."""
 
+ANNEALED = "positive for a method.temperature above 1, else 0"
+
 Binarization = Literal["fixed", "dynamic", "none"]
 COUNTS = ("20news", "nyt", "rcv1", "bag_of_words")
 """Data sets of documents as counts of words."""
@@ -150,6 +152,16 @@ class MethodConfig:
     iwae_gradient: Literal["standard", "dreg"] = "standard"
     """Encoder gradient of iwae: that of the bound, or doubly reparameterised (Tucker et al.)."""
 
+    temperature: float = 1.0
+    """T of the codes' target p(x, z)^(1/T) at step 0, falling as T^(1 - step / annealing_steps) to
+    1: far modes part late. About the square of half their distance, in standard deviations."""
+
+    annealing_steps: int = 0
+    """Steps until the temperature is 1; 0 for temperature 1."""
+
+    fixed_theta: bool = False
+    """Leave the decoders as they are and train the encoder alone."""
+
     shared_noise: bool = False
     """Use the same noise xi for every image of a minibatch, as Algorithm 1 prints it."""
 
@@ -169,6 +181,7 @@ class MethodConfig:
         _require(k >= 1, "method.importance_samples", "at least 1", k)
         if self.is_stein:
             self._check_particles()
+        self._check_annealing()
         if self.name == "stein_viwae" and self.weights != "none":
             chain = "gauss, kde or jac: track needs a chain of persistent codes, these are redrawn"
             _require(self.log_q != "track", "method.log_q", chain, self.log_q)
@@ -202,6 +215,15 @@ class MethodConfig:
         groups = self.name == "stein_viwae" and self.weights == "paper"
         per_particle = self.importance_samples if groups else 1
         return self.theta_particles * per_particle if self.is_stein else 1
+
+    def _check_annealing(self) -> None:
+        hot, steps = self.temperature, self.annealing_steps
+        _require(1 <= hot < float("inf"), "method.temperature", "at least 1", hot)
+        _require((steps > 0) == (hot > 1), "method.annealing_steps", ANNEALED, steps)
+        weighted = self.name == "stein_viwae" and self.weights not in ("theta", "none")
+        can = self.name in ("stein_vae", "stein_viwae", "planar_flow", "flow_elbo") and not weighted
+        what = f"1 for method.name {self.name}, whose {'weights' if weighted else 'bound'} has none"
+        _require(can or hot == 1, "method.temperature", what, hot)
 
     def _check_particles(self) -> None:
         codes, decoders = self.code_particles, self.theta_particles

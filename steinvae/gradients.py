@@ -33,6 +33,9 @@ class Batch(NamedTuple):
     compare: bool = False
     """Whether to compare the Stein direction with the exact field, which costs several updates."""
 
+    temperature: float = 1.0
+    """T: codes are moved towards p(x, z)^(1/T)."""
+
 
 class Gradients(NamedTuple):
     """Descent gradients, ready for an optimiser, and what to log."""
@@ -51,6 +54,13 @@ class Gradients(NamedTuple):
 
 
 Objective = Callable[[Networks, Batch, MethodConfig, int], Gradients]
+
+
+def temperature(method: MethodConfig, step: int) -> float:
+    """T^(1 - step / annealing_steps) from T = `method.temperature` at step 0, then 1."""
+    if step >= method.annealing_steps:
+        return 1.0
+    return method.temperature ** (1 - step / method.annealing_steps)
 
 
 def encoder_gradients(networks: Networks, codes: Tensor, direction: Tensor) -> list[Tensor]:

@@ -133,8 +133,12 @@ def _move(
     scores: Scores,
     weights: _Weights | None = None,
 ) -> Gradients:
-    """Both directions from the scores, and the encoder's gradient from the codes'."""
+    """Both directions from the scores, and the encoder's gradient from the codes'.
+
+    Annealing divides the score of the codes by the temperature; that of theta has none.
+    """
     weights = weights or _Weights()
+    scores = scores._replace(codes=scores.codes / batch.temperature)
     drawn = codes.detach()
     to_codes = code_direction(
         drawn,
@@ -196,6 +200,6 @@ def _stein_stats(
         )
         stats["stein_discrepancy"] = discrepancy.mean()
         stats |= fold_stats(networks, batch.pixels, batch.noise)
-    if batch.compare:
+    if batch.compare and batch.temperature == 1:
         stats |= field_stats(networks, batch.pixels, batch.noise, scores.codes, direction, method)
     return stats

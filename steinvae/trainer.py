@@ -18,7 +18,7 @@ from steinvae import checkpoint
 from steinvae.config import Config
 from steinvae.data import BatchSampler, Dataset, step_generator
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
-from steinvae.gradients import Batch
+from steinvae.gradients import Batch, temperature
 from steinvae.logging import MetricsWriter, Progress
 from steinvae.networks import Networks, build_networks
 from steinvae.objectives import OBJECTIVES, regression_gradients
@@ -112,7 +112,8 @@ class Trainer:
         batch = batch._replace(compare=monitor and self._compares(step))
         method = self.config.method
         gradients = self._objective(self.networks, batch, method, len(self.dataset.train))
-        norm = self.optimizer.apply(step, gradients.theta, gradients.eta)
+        theta = None if method.fixed_theta else gradients.theta
+        norm = self.optimizer.apply(step, theta, gradients.eta)
         if self._count(norm, step) and gradients.targets is not None:
             for _ in range(method.regression_steps - 1):
                 further = regression_gradients(
@@ -124,6 +125,8 @@ class Trainer:
         stats = {name: value.item() for name, value in gradients.stats.items()}
         rate = learning_rate(self.config.optimizer, step)
         skipped = self.state["skipped"]
+        if method.temperature > 1:
+            stats["temperature"] = batch.temperature
         return stats | {"gradient_norm": norm, "learning_rate": rate, "skipped": skipped}
 
     def batch(self, step: int, *, monitor: bool = False) -> Batch:
@@ -137,7 +140,7 @@ class Trainer:
         noise = torch.randn(shape, generator=generator)
         order = torch.randperm(method.code_particles, generator=generator)
         pixels, noise, order = (item.to(self.device) for item in (pixels, noise, order))
-        return Batch(pixels, noise, order, monitor)
+        return Batch(pixels, noise, order, monitor, temperature=temperature(method, step))
 
     def _compares(self, step: int) -> bool:
         """Whether update `step` compares its direction with the exact field."""

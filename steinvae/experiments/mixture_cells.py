@@ -1,0 +1,139 @@
+"""The training runs of Figure 1: theta known, an encoder alone, data of section 5.1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steinvae.config import (
+    Config,
+    EvaluationConfig,
+    MethodConfig,
+    OptimizerConfig,
+    TrainerConfig,
+)
+from steinvae.data import Dataset, step_generator
+from steinvae.data.synthetic import Vectors, drawn
+from steinvae.models.gaussian_mixture import GaussianMixture, section_5_1
+from steinvae.networks import Networks
+from steinvae.recognition import ConcatEncoder, GaussianEncoder, StochasticEncoder, make_encoder
+
+TRAINING, VALIDATION, TEST = 10_000, 64, 10
+HIDDEN = (100, 100)
+LAYERS = 10  # of the planar flow
+BLOCKS = 6  # of the flow encoder
+WIDE = 5.0
+"""Codes reach +-5, so the layer that puts them out starts this much wider than fan-in scaling."""
+
+HOT = 50.0
+"""Initial temperature: half the distance of the modes is 7 standard deviations, squared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureCell:
+    """One training run."""
+
+    row: str
+    method: str = "stein_vae"
+    encoder: str = "concat"
+    self_term: str = "leave_one_out"
+    particles: int = 50
+    """Codes a point and step: the paper's M."""
+
+    noise: float = 10.0
+    """sigma of p(x | z); the paper prints 0.1."""
+
+    steps: int = 4_000
+    seed: int = 0
+    temperature: float = HOT
+
+    @property
+    def folder(self) -> str:
+        """Name of the run folder."""
+        plain = "".join(letter if letter.isalnum() else "-" for letter in self.row.lower())
+        return f"sigma-{self.noise:g}-{plain.strip('-')}-{self.seed}"
+
+    def config(self, run_dir: Path) -> Config:
+        """Adam 2e-3 with a cosine, 64 points a step, half of the steps annealed."""
+        method = MethodConfig(
+            name=self.method,  # type: ignore[arg-type]
+            self_term=self.self_term,  # type: ignore[arg-type]
+            code_particles=self.particles,
+            importance_samples=1,
+            theta_particles=1,
+            fixed_theta=True,
+            temperature=self.temperature,
+            annealing_steps=self.steps // 2 if self.temperature > 1 else 0,
+        )
+        never = self.steps + 1  # the evidence does not depend on the encoder: no best step
+        return Config(
+            run_dir=str(run_dir / self.folder),
+            seed=self.seed,
+            resume="auto",
+            method=method,
+            optimizer=OptimizerConfig(learning_rate=2e-3, decay_steps=self.steps),
+            trainer=TrainerConfig(
+                max_steps=self.steps,
+                batch_size=64,
+                log_every=100,
+                monitor_every=0,
+                validate_every=never,
+                checkpoint_every=1_000,
+                keep_checkpoints=1,
+                baseline="none",
+                device="cpu",
+            ),
+        )
+
+    def setting(self) -> dict[str, Any]:
+        """What decides the numbers, flat."""
+        setting: dict[str, Any] = {
+            "sigma": self.noise,
+            "encoder": {"vae": "gaussian", "planar_flow": "planar"}.get(self.method, self.encoder),
+            "code_particles": self.particles,
+            "steps": self.steps,
+            "temperature": self.temperature,
+        }
+        if self.method == "stein_vae":
+            setting["self_term"] = self.self_term
+        return setting
+
+
+def standardised(noise: float) -> GaussianMixture:
+    """The data of section 5.1 with x in units of its own standard deviation."""
+    model = section_5_1(noise)
+    return model.in_units(model.spread)
+
+
+def points(model: GaussianMixture) -> Dataset[Vectors]:
+    """10,000 points to train on and 10 to test, the same for all runs."""
+    return drawn("section 5.1", model, train=TRAINING, validation=VALIDATION, test=TEST)
+
+
+def build(cell: MixtureCell, model: GaussianMixture) -> Networks:
+    """Networks of a cell: 2 hidden layers of 100, the output layer started wide."""
+    kind = cell.setting()["encoder"]
+    depth = LAYERS if kind == "planar" else BLOCKS
+    draws = step_generator(cell.seed, 0, "encoder")
+    features, codes = model.theta.shape
+    encoder = make_encoder(kind, features, HIDDEN, codes, draws, depth)
+    widen(encoder, WIDE)
+    return Networks(model, model.ensemble(), encoder)
+
+
+@torch.no_grad()
+def widen(encoder: StochasticEncoder, factor: float) -> None:
+    """Multiply the initial weights that put the codes (or their means) out."""
+    if isinstance(encoder, ConcatEncoder):
+        encoder.rest.last.weight.mul_(factor)
+    elif isinstance(encoder, GaussianEncoder):
+        encoder.head.last.weight[: encoder.codes].mul_(factor)
+        encoder.head.last.bias[encoder.codes :].zero_()  # log sigma: the prior's components have 1
+
+
+def small_evaluation(config: Config) -> Config:
+    """The NLL that every run reports is the same for all encoders here: keep it short."""
+    return replace(config, evaluation=EvaluationConfig(images=TEST, samples=500))
