@@ -1,0 +1,193 @@
+"""Figure 1 of Pu et al. 2017 (section 5.1): does a Stein encoder hold a posterior of two modes?
+
+theta is known and the encoder alone is trained. sigma = 0.1 as printed makes every posterior one
+Gaussian blob (its components are 0.14 apart); sigma = 10 gives the two modes that the figure shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steinvae.experiments.mixture_cells import (
+    TEST,
+    MixtureCell,
+    build,
+    points,
+    small_evaluation,
+    standardised,
+)
+from steinvae.experiments.mixture_scores import (
+    JACOBIAN,
+    KERNEL,
+    METRICS,
+    PLAIN,
+    Score,
+    floor,
+    score,
+)
+from steinvae.networks import Networks
+from steinvae.report import append_records, markdown_table, read_records, tidy_record
+from steinvae.run import load_file, prepare_with, train
+from steinvae.signals import StopRequest
+
+NAME = "figure1"
+FLOOR = "Two exact sets (floor)"
+BIMODAL, PRINTED = 10.0, 0.1
+Record = dict[str, Any]
+
+
+def rows(noise: float) -> list[MixtureCell]:
+    """A cell for each row of the table of one sigma, the most telling first."""
+    stein = MixtureCell(row="Stein VAE, M = 50", noise=noise)
+    cells = [
+        stein,
+        replace(stein, row="VAE", method="vae", temperature=1.0),
+        replace(stein, row="Planar flow", method="planar_flow"),
+    ]
+    if noise == PRINTED:
+        return cells
+    long = replace(stein, row="Stein VAE, M = 50, 12,000 steps", steps=12_000)
+    sizes = [replace(stein, row=f"Stein VAE, M = {m}", particles=m) for m in (10, 20, 100)]
+    flow = replace(stein, row="Stein VAE, flow encoder, M = 50", encoder="flow")
+    own = replace(stein, row="Stein VAE, M = 50, own term included", self_term="include")
+    cold = replace(stein, row="Stein VAE, M = 50, not annealed", temperature=1.0)
+    return [*cells, long, *sizes, flow, own, cold]
+
+
+def run(root: str | None, seeds: Sequence[int], output: Path, run_dir: Path) -> str:
+    """Train and score what has no records yet, and return the tables. `root` is not used."""
+    with StopRequest() as stop:
+        for noise in (BIMODAL, PRINTED):
+            for row in rows(noise):
+                for seed in seeds:
+                    _run_cell(replace(row, seed=seed), output, run_dir, stop)
+            for seed in seeds:
+                _run_floor(noise, seed, output)
+    return table(output, seeds)
+
+
+def _run_cell(cell: MixtureCell, output: Path, run_dir: Path, stop: StopRequest) -> None:
+    if _find(_records(output), cell.method, cell.setting(), cell.seed):
+        print(f"{cell.row}, sigma {cell.noise:g}, seed {cell.seed}: already in {output}")
+        return
+    model = standardised(cell.noise)
+    dataset = points(model)
+    networks = build(cell, model)
+    trainer = prepare_with(networks, small_evaluation(cell.config(run_dir)), dataset)
+    result = train(trainer, stop)
+    found = score(networks, dataset.test.batch(torch.arange(TEST)), cell.seed)
+    seconds = result["seconds"]
+    _write(output, cell.method, cell.setting(), cell.seed, found, seconds)
+    plain = {each.metric: each.value for each in found if each.estimator == PLAIN}
+    values = ", ".join(f"{name} {plain[name]:.3f}" for name in METRICS)
+    print(f"{cell.row}, sigma {cell.noise:g}, seed {cell.seed}: {values} ({seconds:.0f} s)")
+
+
+def _run_floor(noise: float, seed: int, output: Path) -> None:
+    setting = {"sigma": noise}
+    if _find(_records(output), "exact", setting, seed):
+        return
+    model = standardised(noise)
+    test = points(model).test.batch(torch.arange(TEST))
+    _write(output, "exact", setting, seed, floor(model, test, seed), 0.0)
+
+
+def _write(
+    output: Path,
+    method: str,
+    setting: dict[str, Any],
+    seed: int,
+    scores: Sequence[Score],
+    seconds: float,
+) -> None:
+    records = [
+        tidy_record(
+            experiment=NAME,
+            method=method,
+            setting=setting,
+            seed=seed,
+            metric=each.metric,
+            value=each.value,
+            stderr=each.stderr,
+            n=TEST,
+            estimator=each.estimator,
+            seconds=seconds,
+            device="cpu, 1 thread",
+        )
+        for each in scores
+    ]
+    append_records(output, records)
+
+
+def table(output: Path, seeds: Sequence[int]) -> str:
+    """Both tables, drawn from the records in `output`."""
+    records = _records(output)
+    parts = []
+    for noise, title in ((BIMODAL, "two modes"), (PRINTED, "as printed: one mode")):
+        lines = []
+        for cell in rows(noise):
+            kinds = [(PLAIN, ""), (KERNEL, ", resampled (kernel density)")]
+            if cell.encoder == "flow":
+                kinds.append((JACOBIAN, ", resampled (own density)"))
+            for estimator, suffix in kinds:
+                own = [_find(records, cell.method, cell.setting(), s) for s in seeds]
+                lines += _line(cell.row + suffix, own, estimator)
+        exact = [_find(records, "exact", {"sigma": noise}, s) for s in seeds]
+        lines += _line(FLOOR, exact, PLAIN)
+        header = ("method", "MMD²", "sliced W2", "mass error", "sd in mode", "seeds", "s / run")
+        parts.append(f"sigma = {noise:g}, {title}:\n\n{markdown_table(header, lines)}")
+    return "\n\n".join(parts)
+
+
+def _line(name: str, by_seed: Sequence[Sequence[Record]], estimator: str) -> list[list[str]]:
+    found = [records for records in by_seed if records]
+    if not found:
+        return []
+    values = [
+        [r["value"] for records in found for r in records if _is(r, metric, estimator)]
+        for metric in METRICS
+    ]
+    seconds = sum(records[0]["seconds"] for records in found) / len(found)
+    time = f"{seconds:.0f}" if seconds else "-"
+    return [[name, *map(_spread, values), str(len(found)), time]]
+
+
+def _is(record: Record, metric: str, estimator: str) -> bool:
+    return record["metric"] == metric and record["estimator"] == estimator
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean over seeds and standard error of that mean."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    if len(values) < 2:
+        return f"{tensor.mean():.3f}"
+    return f"{tensor.mean():.3f} ± {tensor.std() / len(values) ** 0.5:.3f}"
+
+
+def _find(
+    records: Sequence[Record], method: str, setting: dict[str, Any], seed: int
+) -> list[Record]:
+    return [
+        each
+        for each in records
+        if each["method"] == method and each["setting"] == setting and each["seed"] == seed
+    ]
+
+
+def _records(path: Path) -> list[Record]:
+    return read_records(path) if path.exists() else []
+
+
+def load_networks(cell: MixtureCell, run_dir: Path) -> Networks:
+    """The networks of a finished cell. Errors: FileNotFoundError naming its folder."""
+    path = run_dir / cell.folder / "model.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: run the experiment with this run_dir first")
+    networks = build(cell, standardised(cell.noise))
+    networks.load(load_file(path))
+    return networks
