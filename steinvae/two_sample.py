@@ -100,9 +100,7 @@ def kernel_proposal(
     noise = torch.randn(points, count, dimension, dtype=centres.dtype, generator=generator)
     drawn = centres.gather(1, chosen[..., None].expand(-1, -1, dimension))
     drawn = drawn + width[:, None, None] * noise
-    scale = (
-        dimension * (width.log() + 0.5 * torch.tensor(2 * pi).log()) + torch.tensor(number).log()
-    )
+    scale = dimension * (width.log() + 0.5 * log(2 * pi)) + log(number)
     parts = [
         (-0.5 * _squares(part, centres) / width[:, None, None].square()).logsumexp(-1)
         for part in drawn.split(1000, dim=1)
