@@ -88,6 +88,9 @@ class ModelConfig:
     flow_blocks: int = 1
     """Blocks of the flow encoder; each stretches at most 1.9 times, and far modes need several."""
 
+    output_scale: float = 1.0
+    """Factor on the output of the concat encoder: how far codes reach."""
+
     planar_layers: int = 10
     """Layers of the encoder of planar_flow."""
 
@@ -95,6 +98,7 @@ class ModelConfig:
         _require(self.codes >= 1, "model.codes", "at least 1", self.codes)
         widths = len(self.hidden) >= 1 and all(width >= 1 for width in self.hidden)
         _require(widths, "model.hidden", "one or more positive widths", self.hidden)
+        _require(self.output_scale > 0, "model.output_scale", "positive", self.output_scale)
         for name in ("flow_blocks", "planar_layers"):
             _require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
 

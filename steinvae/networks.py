@@ -14,7 +14,7 @@ from steinvae.models import GenerativeModel
 from steinvae.models.mlp import BernoulliMlp
 from steinvae.models.softmax_counts import SoftmaxCounts
 from steinvae.particles import ParticleEnsemble
-from steinvae.recognition import FlowEncoder, StochasticEncoder, make_encoder
+from steinvae.recognition import ConcatEncoder, FlowEncoder, StochasticEncoder, make_encoder
 
 
 @dataclass
@@ -67,6 +67,8 @@ def build_networks(config: Config, pixels: int, device: torch.device | str) -> N
     draws = step_generator(config.seed, 0, "encoder")
     make = make_count_encoder if counts else make_encoder
     encoder = make(kind, pixels, shape.hidden, shape.codes, draws, depth)
+    if isinstance(encoder, ConcatEncoder):
+        encoder.scale = shape.output_scale
     if isinstance(encoder, FlowEncoder):
         for block in encoder.blocks:
             block.constant_gain = method.name != "flow_elbo"

@@ -327,7 +327,10 @@ class PlanarEncoder(GaussianEncoder):
 
 
 class ConcatEncoder(StochasticEncoder):
-    """z = MLP([x, xi]): the form the paper draws. Not injective; kept for its experiments."""
+    """z = scale MLP([x, xi]): the form the paper draws. Not injective; kept for its experiments."""
+
+    scale: float = 1.0
+    """How far codes reach. A factor: Adam's steps do not grow with wider weights."""
 
     def __init__(
         self, pixels: int, hidden: Sequence[int], codes: int, generator: torch.Generator
@@ -341,14 +344,15 @@ class ConcatEncoder(StochasticEncoder):
     def forward(
         self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S d"]
     ) -> Float[Tensor, "B S d"]:
-        return self.rest((self.from_image(pixels)[:, None] + self.from_noise(noise)).tanh())
+        mixed = self.from_image(pixels)[:, None] + self.from_noise(noise)
+        return self.scale * self.rest(mixed.tanh())
 
     def jacobian(
         self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S d"]
     ) -> Float[Tensor, "B S d d"]:
-        """W_L D ... D W_xi in one forward pass."""
+        """scale W_L D ... D W_xi in one forward pass."""
         mixed = self.from_image(pixels)[:, None] + self.from_noise(noise)
-        return _through(self.rest, mixed, self.from_noise.last.weight)[1].mT
+        return self.scale * _through(self.rest, mixed, self.from_noise.last.weight)[1].mT
 
 
 ENCODERS: dict[str, type[StochasticEncoder]] = {

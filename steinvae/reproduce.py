@@ -30,6 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=[],
         help="Markdown file to put the table into, between its NAME:begin and NAME:end comments",
     )
+    parser.add_argument(
+        "--draw", action="store_true", help="run nothing: the table of the records that are there"
+    )
+    parser.add_argument(
+        "--picture", type=Path, help="PNG to draw the run folders into, where NAME has a picture"
+    )
     arguments = parser.parse_args(argv)
     name = arguments.experiment
     output = arguments.output or Path("docs/results") / f"{name}.jsonl"
@@ -37,7 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     experiment = importlib.import_module(f"steinvae.experiments.{name}")
     document = importlib.import_module("steinvae.experiments.document")
     try:
-        table = experiment.run(arguments.root, arguments.seeds, output, run_dir)
+        if arguments.draw:
+            table = experiment.table(output, arguments.seeds)
+        else:
+            table = experiment.run(arguments.root, arguments.seeds, output, run_dir)
+        if arguments.picture:
+            experiment.picture(arguments.picture, run_dir)
         for path in arguments.document:
             document.insert(path, name, table)
     except (OSError, ImportError) as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from steinvae.data import step_generator
 from steinvae.experiments.mixture_cells import (
     TEST,
     MixtureCell,
@@ -21,28 +22,50 @@ from steinvae.experiments.mixture_cells import (
     small_evaluation,
     standardised,
 )
+from steinvae.experiments.mixture_plot import (
+    drawn_density,
+    edges,
+    exact_density,
+    save_densities,
+    shown_points,
+)
 from steinvae.experiments.mixture_scores import (
     JACOBIAN,
     KERNEL,
     METRICS,
     PLAIN,
+    POOL,
     Score,
     floor,
     score,
 )
+from steinvae.models.gaussian_mixture import section_5_1
 from steinvae.networks import Networks
 from steinvae.report import append_records, markdown_table, read_records, tidy_record
-from steinvae.run import load_file, prepare_with, train
+from steinvae.run import MODEL, load_file, prepare_with, train
 from steinvae.signals import StopRequest
 
 NAME = "figure1"
 FLOOR = "Two exact sets (floor)"
 BIMODAL, PRINTED = 10.0, 0.1
+PICTURED = {
+    "VAE": "VAE",
+    "Planar flow": "planar flow",
+    "Stein VAE, M = 10": "Stein, M = 10",
+    "Stein VAE, M = 20": "Stein, M = 20",
+    "Stein VAE, M = 50": "Stein, M = 50",
+    "Stein VAE, M = 100": "Stein, M = 100",
+}
+"""Rows of the table that have a column in the picture, and its title."""
+
 Record = dict[str, Any]
 
 
 def rows(noise: float) -> list[MixtureCell]:
-    """A cell for each row of the table of one sigma, the most telling first."""
+    """A cell for each row of the table of one sigma, the most telling first.
+
+    The own-term row is eq. 5 as printed.
+    """
     stein = MixtureCell(row="Stein VAE, M = 50", noise=noise)
     cells = [
         stein,
@@ -56,22 +79,22 @@ def rows(noise: float) -> list[MixtureCell]:
     flow = replace(stein, row="Stein VAE, flow encoder, M = 50", encoder="flow")
     own = replace(stein, row="Stein VAE, M = 50, own term included", self_term="include")
     cold = replace(stein, row="Stein VAE, M = 50, not annealed", temperature=1.0)
-    return [*cells, long, *sizes, flow, own, cold]
+    return [*cells, *sizes, own, flow, cold, long]
 
 
 def run(root: str | None, seeds: Sequence[int], output: Path, run_dir: Path) -> str:
     """Train and score what has no records yet, and return the tables. `root` is not used."""
     with StopRequest() as stop:
-        for noise in (BIMODAL, PRINTED):
-            for row in rows(noise):
-                for seed in seeds:
-                    _run_cell(replace(row, seed=seed), output, run_dir, stop)
-            for seed in seeds:
+        for seed in seeds:  # seed by seed, so that a partial run compares the rows
+            for noise in (BIMODAL, PRINTED):
                 _run_floor(noise, seed, output)
+                for row in rows(noise):
+                    run_cell(replace(row, seed=seed), output, run_dir, stop)
     return table(output, seeds)
 
 
-def _run_cell(cell: MixtureCell, output: Path, run_dir: Path, stop: StopRequest) -> None:
+def run_cell(cell: MixtureCell, output: Path, run_dir: Path, stop: StopRequest) -> None:
+    """Train and score one cell, unless `output` has its records."""
     if _find(_records(output), cell.method, cell.setting(), cell.seed):
         print(f"{cell.row}, sigma {cell.noise:g}, seed {cell.seed}: already in {output}")
         return
@@ -185,9 +208,28 @@ def _records(path: Path) -> list[Record]:
 
 def load_networks(cell: MixtureCell, run_dir: Path) -> Networks:
     """The networks of a finished cell. Errors: FileNotFoundError naming its folder."""
-    path = run_dir / cell.folder / "model.safetensors"
+    path = run_dir / cell.folder / MODEL
     if not path.exists():
         raise FileNotFoundError(f"{path}: run the experiment with this run_dir first")
     networks = build(cell, standardised(cell.noise))
     networks.load(load_file(path))
     return networks
+
+
+def picture(path: Path, run_dir: Path) -> None:
+    """Densities of the finished cells of sigma = 10, seed 0, beside the exact posterior."""
+    model, raw = standardised(BIMODAL), section_5_1(BIMODAL)
+    test = points(model).test.batch(torch.arange(TEST))
+    test = test[shown_points(model.posterior(test))]
+    posterior = model.posterior(test)
+    bins = edges(posterior)
+    columns = [("exact", exact_density(posterior, bins))]
+    noise = torch.randn(len(test), POOL, 2, generator=step_generator(0, 0, "picture"))
+    by_row = {cell.row: cell for cell in rows(BIMODAL)}
+    for row, title in PICTURED.items():
+        if (run_dir / by_row[row].folder / MODEL).exists():
+            with torch.no_grad():
+                codes = load_networks(by_row[row], run_dir).encoder(test, noise)
+            columns.append((title, drawn_density(codes, bins)))
+    names = [f"x = ({a:.1f}, {b:.1f})" for a, b in (test * raw.spread).tolist()]
+    save_densities(path, bins, columns, names)

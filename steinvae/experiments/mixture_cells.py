@@ -19,14 +19,14 @@ from steinvae.data import Dataset, step_generator
 from steinvae.data.synthetic import Vectors, drawn
 from steinvae.models.gaussian_mixture import GaussianMixture, section_5_1
 from steinvae.networks import Networks
-from steinvae.recognition import ConcatEncoder, GaussianEncoder, StochasticEncoder, make_encoder
+from steinvae.recognition import ConcatEncoder, GaussianEncoder, make_encoder
 
 TRAINING, VALIDATION, TEST = 10_000, 64, 10
 HIDDEN = (100, 100)
 LAYERS = 10  # of the planar flow
 BLOCKS = 6  # of the flow encoder
 WIDE = 5.0
-"""Codes reach +-5, so the layer that puts them out starts this much wider than fan-in scaling."""
+"""Codes reach +-5: output scale of concat; the means of other encoders start that much wider."""
 
 HOT = 50.0
 """Initial temperature: half the distance of the modes is 7 standard deviations, squared."""
@@ -99,6 +99,8 @@ class MixtureCell:
         }
         if self.method == "stein_vae":
             setting["self_term"] = self.self_term
+        if setting["encoder"] == "concat":
+            setting["output_scale"] = WIDE
         return setting
 
 
@@ -120,18 +122,18 @@ def build(cell: MixtureCell, model: GaussianMixture) -> Networks:
     draws = step_generator(cell.seed, 0, "encoder")
     features, codes = model.theta.shape
     encoder = make_encoder(kind, features, HIDDEN, codes, draws, depth)
-    widen(encoder, WIDE)
+    if isinstance(encoder, ConcatEncoder):
+        encoder.scale = WIDE
+    elif isinstance(encoder, GaussianEncoder):
+        widen(encoder, WIDE)
     return Networks(model, model.ensemble(), encoder)
 
 
 @torch.no_grad()
-def widen(encoder: StochasticEncoder, factor: float) -> None:
-    """Multiply the initial weights that put the codes (or their means) out."""
-    if isinstance(encoder, ConcatEncoder):
-        encoder.rest.last.weight.mul_(factor)
-    elif isinstance(encoder, GaussianEncoder):
-        encoder.head.last.weight[: encoder.codes].mul_(factor)
-        encoder.head.last.bias[encoder.codes :].zero_()  # log sigma: the prior's components have 1
+def widen(encoder: GaussianEncoder, factor: float) -> None:
+    """Multiply the initial weights that put the means out; start log sigma at the prior's 0."""
+    encoder.head.last.weight[: encoder.codes].mul_(factor)
+    encoder.head.last.bias[encoder.codes :].zero_()
 
 
 def small_evaluation(config: Config) -> Config:
