@@ -20,7 +20,6 @@ from steinvae.experiments.mixture_cells import (
     build,
     points,
     small_evaluation,
-    standardised,
 )
 from steinvae.experiments.mixture_plot import (
     drawn_density,
@@ -98,7 +97,7 @@ def run_cell(cell: MixtureCell, output: Path, run_dir: Path, stop: StopRequest) 
     if _find(_records(output), cell.method, cell.setting(), cell.seed):
         print(f"{cell.row}, sigma {cell.noise:g}, seed {cell.seed}: already in {output}")
         return
-    model = standardised(cell.noise)
+    model = section_5_1(cell.noise)
     dataset = points(model)
     networks = build(cell, model)
     trainer = prepare_with(networks, small_evaluation(cell.config(run_dir)), dataset)
@@ -115,7 +114,7 @@ def _run_floor(noise: float, seed: int, output: Path) -> None:
     setting = {"sigma": noise}
     if _find(_records(output), "exact", setting, seed):
         return
-    model = standardised(noise)
+    model = section_5_1(noise)
     test = points(model).test.batch(torch.arange(TEST))
     _write(output, "exact", setting, seed, floor(model, test, seed), 0.0)
 
@@ -168,7 +167,7 @@ def table(output: Path, seeds: Sequence[int]) -> str:
 
 
 def _line(name: str, by_seed: Sequence[Sequence[Record]], estimator: str) -> list[list[str]]:
-    found = [records for records in by_seed if records]
+    found = [records for records in by_seed if any(r["estimator"] == estimator for r in records)]
     if not found:
         return []
     values = [
@@ -177,7 +176,8 @@ def _line(name: str, by_seed: Sequence[Sequence[Record]], estimator: str) -> lis
     ]
     seconds = sum(records[0]["seconds"] for records in found) / len(found)
     time = f"{seconds:.0f}" if seconds else "-"
-    return [[name, *map(_spread, values), str(len(found)), time]]
+    seeds = ", ".join(str(records[0]["seed"]) for records in found)
+    return [[name, *map(_spread, values), seeds, time]]
 
 
 def _is(record: Record, metric: str, estimator: str) -> bool:
@@ -211,14 +211,14 @@ def load_networks(cell: MixtureCell, run_dir: Path) -> Networks:
     path = run_dir / cell.folder / MODEL
     if not path.exists():
         raise FileNotFoundError(f"{path}: run the experiment with this run_dir first")
-    networks = build(cell, standardised(cell.noise))
+    networks = build(cell, section_5_1(cell.noise))
     networks.load(load_file(path))
     return networks
 
 
 def picture(path: Path, run_dir: Path) -> None:
     """Densities of the finished cells of sigma = 10, seed 0, beside the exact posterior."""
-    model, raw = standardised(BIMODAL), section_5_1(BIMODAL)
+    model = section_5_1(BIMODAL)
     test = points(model).test.batch(torch.arange(TEST))
     test = test[shown_points(model.posterior(test))]
     posterior = model.posterior(test)
@@ -231,5 +231,5 @@ def picture(path: Path, run_dir: Path) -> None:
             with torch.no_grad():
                 codes = load_networks(by_row[row], run_dir).encoder(test, noise)
             columns.append((title, drawn_density(codes, bins)))
-    names = [f"x = ({a:.1f}, {b:.1f})" for a, b in (test * raw.spread).tolist()]
+    names = [f"x = ({a:.1f}, {b:.1f})" for a, b in test.tolist()]
     save_densities(path, bins, columns, names)

@@ -17,7 +17,7 @@ from steinvae.config import (
 )
 from steinvae.data import Dataset, step_generator
 from steinvae.data.synthetic import Vectors, drawn
-from steinvae.models.gaussian_mixture import GaussianMixture, section_5_1
+from steinvae.models.gaussian_mixture import GaussianMixture
 from steinvae.networks import Networks
 from steinvae.recognition import ConcatEncoder, GaussianEncoder, make_encoder
 
@@ -102,12 +102,6 @@ class MixtureCell:
         if setting["encoder"] == "concat":
             setting["output_scale"] = WIDE
         return setting
-
-
-def standardised(noise: float) -> GaussianMixture:
-    """The data of section 5.1 with x in units of its own standard deviation."""
-    model = section_5_1(noise)
-    return model.in_units(model.spread)
 
 
 def points(model: GaussianMixture) -> Dataset[Vectors]:

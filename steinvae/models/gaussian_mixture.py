@@ -101,21 +101,6 @@ class GaussianMixture:
         ensemble.flat.copy_(self.theta.reshape(1, -1))
         return ensemble
 
-    def in_units(self, unit: float) -> GaussianMixture:
-        """The same model with x counted in multiples of `unit`; posteriors do not change."""
-        weights = self.log_prior_weights.exp()
-        return GaussianMixture(self.theta / unit, self.means, self.noise / unit, weights)
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of x, root mean square over its X numbers."""
-        prior = self.log_prior_weights.exp()
-        centred = self.means - prior @ self.means
-        covariance = (prior[:, None] * centred).mT @ centred
-        covariance = covariance + torch.eye(len(covariance), dtype=covariance.dtype)
-        seen = torch.einsum("xd,de,xe->x", self.theta, covariance, self.theta)
-        return (seen + self.noise**2).mean().sqrt().item()
-
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "n X"]:
         """x ~ p(x): (count, X)."""
         chosen = torch.multinomial(
