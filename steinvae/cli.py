@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from steinvae.config import Config, from_dict, to_dict
+from steinvae.config import Config
+from steinvae.config_tree import from_dict, to_dict
 from steinvae.presets import PRESETS, load_preset
 
 SECTIONS = ("data", "model", "method", "optimizer", "trainer", "evaluation")

@@ -6,8 +6,8 @@ not fit another one raises `ValueError` with the dotted name of the setting, whe
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 Rule = Literal["liu_wang", "median", "median_squared"]
 MethodName = Literal[
@@ -384,36 +384,3 @@ class Config:
         _require(not exact, "method.log_q", f"gauss or kde {folds}", method.log_q)
         injective = f"flow or gaussian for method.name flow_elbo; {encoder} folds"
         _require(method.name != "flow_elbo", "model.encoder", injective, encoder)
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """Plain dictionaries, lists and scalars, ready for YAML and JSON."""
-    return _plain(asdict(config))
-
-
-def from_dict(values: dict[str, Any]) -> Config:
-    """The inverse of `to_dict`; an unknown key is a `ValueError` that names it."""
-    return _build(Config, values, "")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
-    hints = get_type_hints(cls)
-    known = {item.name for item in fields(cls)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ValueError(f"unknown setting {prefix}{unknown[0]}; known here: {sorted(known)}")
-    arguments = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if is_dataclass(hint) and isinstance(hint, type):
-            value = _build(hint, value, f"{prefix}{name}.")
-        elif isinstance(value, list):
-            value = tuple(value)
-        arguments[name] = value
-    return cls(**arguments)

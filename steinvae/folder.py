@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from steinvae.config import Config, to_dict
+from steinvae.config import Config
+from steinvae.config_tree import to_dict
 
 CHANGEABLE = (
     "preset",

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from steinvae._atomic import replacing, write_text
 from steinvae.checkpoint import lock_run_dir
-from steinvae.config import GROUPED, Config, from_dict, to_dict
+from steinvae.config import GROUPED, Config
+from steinvae.config_tree import from_dict, to_dict
 from steinvae.data import CountDataset, Dataset, load, step_generator
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.folder import check_same, choose_run_dir

@@ -17,9 +17,8 @@ from steinvae.config import (
     ModelConfig,
     OptimizerConfig,
     TrainerConfig,
-    from_dict,
-    to_dict,
 )
+from steinvae.config_tree import from_dict, to_dict
 from steinvae.presets import PRESETS, load_preset
 
 SECTIONS = {

@@ -1,0 +1,41 @@
+"""A configuration as plain dictionaries and back, for YAML and JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any, get_type_hints
+
+from steinvae.config import Config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain dictionaries, lists and scalars, ready for YAML and JSON."""
+    return _plain(asdict(config))
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of `to_dict`; an unknown key is a `ValueError` that names it."""
+    return _build(Config, values, "")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
+    hints = get_type_hints(cls)
+    known = {item.name for item in fields(cls)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"unknown setting {prefix}{unknown[0]}; known here: {sorted(known)}")
+    arguments = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if is_dataclass(hint) and isinstance(hint, type):
+            value = _build(hint, value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            value = tuple(value)
+        arguments[name] = value
+    return cls(**arguments)
