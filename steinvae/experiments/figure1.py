@@ -29,8 +29,6 @@ from steinvae.experiments.mixture_plot import (
     shown_points,
 )
 from steinvae.experiments.mixture_scores import (
-    JACOBIAN,
-    KERNEL,
     METRICS,
     PLAIN,
     POOL,
@@ -38,14 +36,14 @@ from steinvae.experiments.mixture_scores import (
     floor,
     score,
 )
+from steinvae.experiments.mixture_tables import Record, find, tables
 from steinvae.models.gaussian_mixture import section_5_1
 from steinvae.networks import Networks
-from steinvae.report import append_records, markdown_table, read_records, tidy_record
+from steinvae.report import append_records, read_records, tidy_record
 from steinvae.run import MODEL, load_file, prepare_with, train
 from steinvae.signals import StopRequest
 
 NAME = "figure1"
-FLOOR = "Two exact sets (floor)"
 BIMODAL, PRINTED = 10.0, 0.1
 PICTURED = {
     "VAE": "VAE",
@@ -56,8 +54,6 @@ PICTURED = {
     "Stein VAE, M = 100": "Stein, M = 100",
 }
 """Rows of the table that have a column in the picture, and its title."""
-
-Record = dict[str, Any]
 
 
 def rows(noise: float) -> list[MixtureCell]:
@@ -94,7 +90,7 @@ def run(root: str | None, seeds: Sequence[int], output: Path, run_dir: Path) -> 
 
 def run_cell(cell: MixtureCell, output: Path, run_dir: Path, stop: StopRequest) -> None:
     """Train and score one cell, unless `output` has its records."""
-    if _find(_records(output), cell.method, cell.setting(), cell.seed):
+    if find(_records(output), cell.method, cell.setting(), cell.seed):
         print(f"{cell.row}, sigma {cell.noise:g}, seed {cell.seed}: already in {output}")
         return
     model = section_5_1(cell.noise)
@@ -112,7 +108,7 @@ def run_cell(cell: MixtureCell, output: Path, run_dir: Path, stop: StopRequest) 
 
 def _run_floor(noise: float, seed: int, output: Path) -> None:
     setting = {"sigma": noise}
-    if _find(_records(output), "exact", setting, seed):
+    if find(_records(output), "exact", setting, seed):
         return
     model = section_5_1(noise)
     test = points(model).test.batch(torch.arange(TEST))
@@ -147,59 +143,12 @@ def _write(
 
 
 def table(output: Path, seeds: Sequence[int]) -> str:
-    """Both tables, drawn from the records in `output`."""
+    """All tables, drawn from the records in `output`."""
     records = _records(output)
-    parts = []
-    for noise, title in ((BIMODAL, "two modes"), (PRINTED, "as printed: one mode")):
-        lines = []
-        for cell in rows(noise):
-            kinds = [(PLAIN, ""), (KERNEL, ", resampled (kernel density)")]
-            if cell.encoder == "flow":
-                kinds.append((JACOBIAN, ", resampled (own density)"))
-            for estimator, suffix in kinds:
-                own = [_find(records, cell.method, cell.setting(), s) for s in seeds]
-                lines += _line(cell.row + suffix, own, estimator)
-        exact = [_find(records, "exact", {"sigma": noise}, s) for s in seeds]
-        lines += _line(FLOOR, exact, PLAIN)
-        header = ("method", "MMD²", "sliced W2", "mass error", "sd in mode", "seeds", "s / run")
-        parts.append(f"sigma = {noise:g}, {title}:\n\n{markdown_table(header, lines)}")
-    return "\n\n".join(parts)
-
-
-def _line(name: str, by_seed: Sequence[Sequence[Record]], estimator: str) -> list[list[str]]:
-    found = [records for records in by_seed if any(r["estimator"] == estimator for r in records)]
-    if not found:
-        return []
-    values = [
-        [r["value"] for records in found for r in records if _is(r, metric, estimator)]
-        for metric in METRICS
-    ]
-    seconds = sum(records[0]["seconds"] for records in found) / len(found)
-    time = f"{seconds:.0f}" if seconds else "-"
-    seeds = ", ".join(str(records[0]["seed"]) for records in found)
-    return [[name, *map(_spread, values), seeds, time]]
-
-
-def _is(record: Record, metric: str, estimator: str) -> bool:
-    return record["metric"] == metric and record["estimator"] == estimator
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Mean over seeds and standard error of that mean."""
-    tensor = torch.tensor(values, dtype=torch.float64)
-    if len(values) < 2:
-        return f"{tensor.mean():.3f}"
-    return f"{tensor.mean():.3f} ± {tensor.std() / len(values) ** 0.5:.3f}"
-
-
-def _find(
-    records: Sequence[Record], method: str, setting: dict[str, Any], seed: int
-) -> list[Record]:
-    return [
-        each
-        for each in records
-        if each["method"] == method and each["setting"] == setting and each["seed"] == seed
-    ]
+    return "\n\n".join(
+        f"**sigma = {noise:g}, {title}.**\n\n{tables(records, rows(noise), seeds)}"
+        for noise, title in ((BIMODAL, "two modes"), (PRINTED, "as printed: one mode"))
+    )
 
 
 def _records(path: Path) -> list[Record]:

@@ -68,9 +68,10 @@ def test_table_has_means_over_the_seeds_that_are_there(tmp_path):
             output, [record(cell, seed, metric, value) for metric in mixture_scores.METRICS]
         )
     text = figure1.table(output, (0, 1, 2))
-    (line,) = [line for line in text.splitlines() if line.startswith("| Stein")]
+    line, resampled = [line for line in text.splitlines() if line.startswith("| Stein")]
     assert line.count("2.000 ± 1.000") == len(mixture_scores.METRICS)
     assert re.search(r"\| 0, 2 +\| +7 \|", line)
+    assert "±" not in resampled  # no records of it
     assert figure1.table(tmp_path / "none.jsonl", (0,)).count("Stein") == 0
 
 
