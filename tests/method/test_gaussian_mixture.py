@@ -38,3 +38,18 @@ def test_masses_and_means_agree_with_a_grid():
     torch.testing.assert_close(mean, expected, rtol=0, atol=1e-10)
     upper = (weights * (grid.sum(-1) > 0)).sum(1)
     torch.testing.assert_close(upper, posterior.log_weights[:, 0].exp(), rtol=0, atol=1e-4)
+
+
+def test_mode_masses_are_the_grid_integrals_of_each_component():
+    """p_i = integral of pi_i N(z; mu_i, I) N(x; theta z, sigma^2 I), normalised; to 1e-10."""
+    model = section_5_1(10.0)
+    x = model.draw(6, torch.Generator().manual_seed(2))
+    axis = torch.arange(-18, 18, 0.3, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    unit = torch.eye(2, dtype=torch.float64)
+    prior = torch.distributions.MultivariateNormal(model.means, unit).log_prob(grid[:, None])
+    seen = torch.distributions.Normal(grid @ model.theta.T, model.noise).log_prob(x[:, None])
+    integrals = (seen.sum(-1)[..., None] + prior).exp().sum(1)  # (B, K)
+    expected = integrals / integrals.sum(-1, keepdim=True)
+    found = model.posterior(x).log_weights.exp()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
