@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 DESCRIPTION = "Reproduce a table: train every cell, append its record, print the table."
-EXPERIMENTS = ("mnist_small", "stein_encoder", "figure1")
+EXPERIMENTS = ("mnist_small", "stein_encoder", "figure1", "poisson_small")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

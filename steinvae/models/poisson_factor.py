@@ -16,6 +16,7 @@ from __future__ import annotations
 from math import lgamma, log
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -76,6 +77,14 @@ class PoissonFactor:
         ensemble = ParticleEnsemble(self.parameters, 1, torch.Generator())
         ensemble.flat.copy_(self.topics.reshape(1, -1))
         return ensemble
+
+    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "n P"]:
+        """Documents x ~ p(x): (count, P)."""
+        seed = int(torch.randint(2**62, (), generator=generator))  # torch's gamma takes none
+        size = (count, len(self.topics))
+        scores = np.random.default_rng(seed).gamma(self.shape, 1 / self.rate, size)
+        rates = torch.from_numpy(scores).to(self.topics) @ self.topics
+        return torch.poisson(rates, generator=generator)
 
     def scores(self, codes: Float[Tensor, "*n V"]) -> Float[Tensor, "*n V"]:
         """Factor scores z > 0 of codes u."""

@@ -1,0 +1,171 @@
+"""Poisson factor analysis on simulated documents: how well do encoders know the posterior?
+
+Topics are known and the encoder alone is trained, as in section 5.1 of Pu et al. 2017, but with 20
+topics of 200 words for its 128 of 2,000. The truth is Gibbs sampling at the paper's length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steinvae.experiments.poisson_cells import TEST, PoissonCell, build, documents, simulated
+from steinvae.experiments.poisson_scores import (
+    CHAINS,
+    METRICS,
+    Score,
+    Truth,
+    compare,
+    encoder_draws,
+    ground_truth,
+)
+from steinvae.report import append_records, markdown_table, read_records, tidy_record
+from steinvae.run import prepare_with, train
+from steinvae.signals import StopRequest
+
+NAME = "poisson_small"
+SHAPE = 1.0
+FLOOR = "Gibbs, second half of the chains (floor)"
+Record = dict[str, Any]
+
+
+def rows() -> list[PoissonCell]:
+    """A cell for each row of the table, the most telling first."""
+    stein = PoissonCell(row="Stein VAE, log", shape=SHAPE)
+    soft = replace(stein, row="Stein VAE, softplus", positivity="softplus")
+    normal = replace(stein, row="Log-normal VAE", method="flow_elbo", encoder="gaussian")
+    return [
+        stein,
+        normal,
+        soft,
+        replace(normal, row="VAE, softplus of a Gaussian", positivity="softplus"),
+        replace(stein, row="Stein VAE, log, self included (eq. 5)", self_term="include"),
+        replace(stein, row="Planar flow, log", method="planar_flow", encoder="planar"),
+        replace(stein, row="Stein VAE's encoder by its ELBO, log", method="flow_elbo"),
+    ]
+
+
+def run(root: str | None, seeds: Sequence[int], output: Path, run_dir: Path) -> str:
+    """Train and score what has no records yet, and return the table. `root` is not used."""
+    with StopRequest() as stop:
+        _run_floor(output)
+        for seed in seeds:
+            for row in rows():
+                _run_cell(replace(row, seed=seed), output, run_dir, stop)
+    return table(output, seeds)
+
+
+def table(output: Path, seeds: Sequence[int]) -> str:
+    """The table, drawn from the records in `output`."""
+    records = _records(output)
+    lines = []
+    for cell in rows():
+        own = [_find(records, cell.method, cell.setting(), seed) for seed in seeds]
+        lines += _line(cell.row, own)
+    floor = _find(records, "gibbs", _floor_setting(), 0)
+    lines += _line(FLOOR, [floor])
+    header = ("method", "W1 / sd", "sd ratio", "MMD²", "seeds", "s / run")
+    rhat = next((record["value"] for record in floor if record["metric"] == "rhat"), None)
+    caption = "" if rhat is None else f"\n\nLargest split R-hat of the Gibbs chains: {rhat:.3f}."
+    return markdown_table(header, lines) + caption
+
+
+def _run_cell(cell: PoissonCell, output: Path, run_dir: Path, stop: StopRequest) -> None:
+    if _find(_records(output), cell.method, cell.setting(), cell.seed):
+        print(f"{cell.row}, seed {cell.seed}: already in {output}")
+        return
+    truth, dataset, networks = _truth(), documents(SHAPE), build(cell)
+    trainer = prepare_with(networks, cell.config(run_dir), dataset)
+    seconds = train(trainer, stop)["seconds"]
+    test = dataset.test.batch(torch.arange(TEST))
+    draws = encoder_draws(networks, test, truth.first.shape[1], cell.seed)
+    found = compare(draws, truth.first)
+    _write(output, cell.method, cell.setting(), cell.seed, found, seconds)
+    values = ", ".join(f"{each.metric} {each.value:.3f}" for each in found)
+    print(f"{cell.row}, seed {cell.seed}: {values} ({seconds:.0f} s)", flush=True)
+
+
+@cache
+def _truth() -> Truth:
+    test = documents(SHAPE).test.batch(torch.arange(TEST))
+    return ground_truth(simulated(SHAPE), test)
+
+
+def _floor_setting() -> dict[str, Any]:
+    same = ("topics", "words", "shape")
+    return {key: rows()[0].setting()[key] for key in same} | {"chains": CHAINS}
+
+
+def _run_floor(output: Path) -> None:
+    if _find(_records(output), "gibbs", _floor_setting(), 0):
+        return
+    truth = _truth()
+    rhat = Score("rhat", truth.rhat.max().item(), None)
+    _write(output, "gibbs", _floor_setting(), 0, [*compare(truth.second, truth.first), rhat], 0.0)
+
+
+def _write(
+    output: Path,
+    method: str,
+    setting: dict[str, Any],
+    seed: int,
+    scores: Sequence[Score],
+    seconds: float,
+) -> None:
+    records = [
+        tidy_record(
+            experiment=NAME,
+            method=method,
+            setting=setting,
+            seed=seed,
+            metric=each.metric,
+            value=each.value,
+            stderr=each.stderr,
+            n=TEST,
+            estimator="against the first half of the Gibbs chains",
+            seconds=seconds,
+            device="cpu, 1 thread",
+        )
+        for each in scores
+    ]
+    append_records(output, records)
+
+
+def _line(name: str, by_seed: Sequence[Sequence[Record]]) -> list[list[str]]:
+    found = [records for records in by_seed if records]
+    if not found:
+        return []
+    values = [
+        [record["value"] for records in found for record in records if record["metric"] == metric]
+        for metric in METRICS
+    ]
+    seconds = sum(records[0]["seconds"] for records in found) / len(found)
+    time = f"{seconds:.0f}" if seconds else "-"
+    return [[name, *map(_spread, values), str(len(found)), time]]
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean over seeds and standard error of that mean; a single value has none."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    if len(values) < 2:
+        return f"{tensor.mean():.3f}"
+    return f"{tensor.mean():.3f} ± {tensor.std() / len(values) ** 0.5:.3f}"
+
+
+def _find(
+    records: Sequence[Record], method: str, setting: dict[str, Any], seed: int
+) -> list[Record]:
+    return [
+        each
+        for each in records
+        if each["method"] == method and each["setting"] == setting and each["seed"] == seed
+    ]
+
+
+def _records(path: Path) -> list[Record]:
+    return read_records(path) if path.exists() else []
