@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from steinvae.experiments.poisson_cells import TEST, PoissonCell, build, documents, simulated
+from steinvae.experiments.poisson_picture import save_posteriors
 from steinvae.experiments.poisson_scores import (
     CHAINS,
     METRICS,
@@ -25,7 +26,7 @@ from steinvae.experiments.poisson_scores import (
     ground_truth,
 )
 from steinvae.report import append_records, markdown_table, read_records, tidy_record
-from steinvae.run import prepare_with, train
+from steinvae.run import MODEL, load_file, prepare_with, train
 from steinvae.signals import StopRequest
 
 NAME = "poisson_small"
@@ -169,3 +170,22 @@ def _find(
 
 def _records(path: Path) -> list[Record]:
     return read_records(path) if path.exists() else []
+
+
+def picture(path: Path, run_dir: Path) -> None:
+    """Posteriors of the first test document: Gibbs, and the finished VAE and Stein cells, seed 0.
+
+    Errors: FileNotFoundError naming a folder without a finished run.
+    """
+    truth = _truth()
+    test = documents(SHAPE).test.batch(torch.arange(TEST))
+    stein, normal, *_ = rows()
+    draws = {"Gibbs": truth.first[0]}
+    for cell in (normal, stein):
+        file = run_dir / cell.folder / MODEL
+        if not file.exists():
+            raise FileNotFoundError(f"{file}: run the experiment with this run_dir first")
+        networks = build(cell)
+        networks.load(load_file(file))
+        draws[cell.row] = encoder_draws(networks, test[:1], truth.first.shape[1], 0)[0]
+    save_posteriors(path, draws)

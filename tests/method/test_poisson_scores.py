@@ -96,12 +96,19 @@ def short(monkeypatch):
     poisson_small._truth.cache_clear()
 
 
-def test_the_study_runs_once_and_draws_its_table(short, tmp_path, capsys):
+def test_the_study_runs_once_and_draws_its_table_and_picture(short, tmp_path, capsys):
     output = tmp_path / "records.jsonl"
     text = poisson_small.run(None, [0], output, tmp_path / "runs")
     assert all(row in text for row in (short[0].row, short[1].row, poisson_small.FLOOR))
     assert "R-hat" in text
+    poisson_small.picture(tmp_path / "one.png", tmp_path / "runs")
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
     before = output.read_text()
     assert poisson_small.run(None, [0], output, tmp_path / "runs") == text
     assert output.read_text() == before
     assert "already in" in capsys.readouterr().out
+
+
+def test_a_picture_without_finished_runs_says_what_is_missing(short, tmp_path):
+    with pytest.raises(FileNotFoundError, match="run the experiment"):
+        poisson_small.picture(tmp_path / "one.png", tmp_path / "runs")
