@@ -45,8 +45,10 @@ def iwae(networks: Networks, batch: Batch, method: MethodConfig, data_size: int)
     # log p(z) - log q(z | x): the factors (2 pi)^(-d/2) cancel.
     noise = batch.noise.square().sum(-1)
     log_ratio = 0.5 * (noise - codes.square().sum(-1)) + log_sigma.sum(-1, keepdim=True)
-    bound = (log_likelihood[0] + log_ratio).logsumexp(-1) - log(codes.shape[1])
-    stats = {"negative_bound": -bound.mean()}
+    log_weights, samples = log_likelihood[0] + log_ratio, codes.shape[1]
+    bound = log_weights.logsumexp(-1) - log(samples)
+    effective = effective_samples(log_weights.detach().softmax(-1), samples)
+    stats = {"negative_bound": -bound.mean(), "effective_samples": effective}
     return _descend(networks, leaves, -bound.mean(), log_likelihood, codes, stats, data_size)
 
 

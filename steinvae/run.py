@@ -148,6 +148,7 @@ def describe(trainer: Trainer, estimate: Estimate, selected: int) -> dict[str, A
         "steps": trainer.step,
         "selected_step": selected,
         "seconds": round(trainer.state["seconds"], 3),
+        "cpu_seconds": round(trainer.state["cpu_seconds"], 3),
         "parameters": count["decoders"] + count["encoder"],
         "nll": nll(estimate),
         "nll_single_decoder": estimate.single,

@@ -61,6 +61,7 @@ class Trainer:
             "skipped": 0,
             "skipped_in_a_row": 0,
             "seconds": 0.0,
+            "cpu_seconds": 0.0,
         }
         self.step = 0
 
@@ -77,10 +78,12 @@ class Trainer:
             return
         settings = self.config.trainer
         started = time.monotonic() - self.state["seconds"]
+        cpu_started = time.process_time() - self.state["cpu_seconds"]
         with stop.deferred():
             while not self.finished:
                 record = self._advance()
                 self.state["seconds"] = time.monotonic() - started
+                self.state["cpu_seconds"] = time.process_time() - cpu_started
                 if record:
                     metrics.write(self.step, record)
                     progress.update(self.step, _shown(record))
@@ -198,7 +201,7 @@ class Trainer:
             for name, tensor in saved.tensors.items()
             if name.startswith("best.")
         }
-        self.step, self.state = saved.step, dict(saved.state)
+        self.step, self.state = saved.step, self.state | saved.state
         return True
 
     def _remember(self, estimate: Estimate) -> None:

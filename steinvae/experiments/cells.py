@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from steinvae.config import GROUPED, Config
 from steinvae.data import Dataset
 from steinvae.report import append_records, read_records, tidy_record
-from steinvae.run import load_data, prepare, train
+from steinvae.run import RESULT, load_data, prepare, train
 from steinvae.signals import StopRequest
 from steinvae.trainer import use_threads
 
@@ -30,6 +31,10 @@ class Cell:
     """The row of the table it belongs to, for example "Stein VAE, leave one out"."""
 
     config: Config
+
+    def folder(self, run_dir: Path) -> Path:
+        """The run folder of the cell, under that of its experiment."""
+        return run_dir / f"{_slug(self.row)}-{self.config.seed}"
 
     def setting(self) -> dict[str, Any]:
         """What decides the number, flat: a record with another setting is another cell."""
@@ -110,6 +115,25 @@ def find(cell: Cell, records: Iterable[Record]) -> Record | None:
     return next((each for each in reversed(list(records)) if cell.matches(each)), None)
 
 
+def train_cell(cell: Cell, dataset: Dataset, run_dir: Path, stop: StopRequest) -> Record:
+    """Train a cell in its folder, from its checkpoint if there is one; the content of result.json.
+
+    A cell that has finished is not trained again.
+    """
+    folder = cell.folder(run_dir)
+    if (folder / RESULT).exists():
+        return json.loads((folder / RESULT).read_text("utf-8"))
+    config = replace(cell.config, run_dir=str(folder), resume="auto")
+    use_threads(config)
+    return train(prepare(config, dataset, folder), stop)
+
+
+def with_threads(device: str) -> str:
+    """The device, and the CPU threads beside it, as records have them."""
+    threads = torch.get_num_threads()
+    return f"{device}, {threads} thread{'s' if threads > 1 else ''}"
+
+
 def mean_and_error(values: Sequence[float]) -> str:
     """Mean and its standard error over seeds, as text; a single value has no error."""
     if len(values) < 2:
@@ -120,12 +144,8 @@ def mean_and_error(values: Sequence[float]) -> str:
 def _run_cell(
     experiment: str, cell: Cell, dataset: Dataset, run_dir: Path, stop: StopRequest
 ) -> Record:
-    folder = run_dir / f"{_slug(cell.row)}-{cell.config.seed}"
-    config = replace(cell.config, run_dir=str(folder), resume="auto")
-    use_threads(config)
-    trainer = prepare(config, dataset, folder)
-    result = train(trainer, stop)
-    threads = torch.get_num_threads()
+    config = cell.config
+    result = train_cell(cell, dataset, run_dir, stop)
     return tidy_record(
         experiment=experiment,
         method=config.method.name,
@@ -137,7 +157,7 @@ def _run_cell(
         n=result["nll"]["images"],
         estimator=result["nll"]["estimator"],
         seconds=result["seconds"],
-        device=f"{trainer.device}, {threads} thread{'s' if threads > 1 else ''}",
+        device=with_threads(result["device"]),
     )
 
 
