@@ -1,6 +1,8 @@
 """`python -m steinvae.reproduce NAME`: run an experiment's cells, keep records, print the table.
 
-Cells that already have a record in the output file are not run again.
+Cells that already have a record in the output file are not run again. An experiment is a module of
+`steinvae.experiments` with `run` and `table`; one with settings of its own has `add_options`, one
+with a figure `picture`, one with a short form of its table `summary`.
 """
 
 from __future__ import annotations
@@ -10,52 +12,76 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
-DESCRIPTION = "Reproduce a table: train every cell, append its record, print the table."
-EXPERIMENTS = ("mnist_small", "stein_encoder", "figure1", "poisson_small")
+DESCRIPTION = "Reproduce a table or a figure: train every cell, append its records, print the table."
+EXPERIMENTS = ("figure1", "mnist_small", "poisson_small", "stein_encoder", "table1")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run what is missing, print the table; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m steinvae.reproduce", description=DESCRIPTION)
-    parser.add_argument("experiment", choices=EXPERIMENTS)
-    parser.add_argument("--data.root", dest="root", help="directory that holds the data files")
-    parser.add_argument("--seeds", type=_seeds, default=(0, 1, 2), help="default 0,1,2")
-    parser.add_argument("--output", type=Path, help="records (default docs/results/NAME.jsonl)")
-    parser.add_argument("--run_dir", type=Path, help="run folders (default runs/reproduce/NAME)")
-    parser.add_argument(
-        "--document",
-        type=Path,
-        action="append",
-        default=[],
-        help="Markdown file to put the table into, between its NAME:begin and NAME:end comments",
-    )
-    parser.add_argument(
-        "--draw", action="store_true", help="run nothing: the table of the records that are there"
-    )
-    parser.add_argument(
-        "--picture", type=Path, help="PNG to draw the run folders into, where NAME has a picture"
-    )
-    arguments = parser.parse_args(argv)
+    early = _parser(add_help=False).parse_known_args(argv)[0]
+    experiment = importlib.import_module(f"steinvae.experiments.{early.experiment}")
+    arguments, options = _parse(experiment, argv)
     name = arguments.experiment
     output = arguments.output or Path("docs/results") / f"{name}.jsonl"
     run_dir = arguments.run_dir or Path("runs/reproduce") / name
-    experiment = importlib.import_module(f"steinvae.experiments.{name}")
     document = importlib.import_module("steinvae.experiments.document")
     try:
-        if arguments.draw:
-            table = experiment.table(output, arguments.seeds)
-        else:
-            table = experiment.run(arguments.root, arguments.seeds, output, run_dir)
+        if not arguments.draw:
+            experiment.run(arguments.root, arguments.seeds, output, run_dir, **options)
+        table = experiment.table(output, arguments.seeds)
         if arguments.picture:
             experiment.picture(arguments.picture, run_dir)
         for path in arguments.document:
             document.insert(path, name, table)
-    except (OSError, ImportError) as error:
+        for path in arguments.summary:
+            document.insert(path, name, experiment.summary(output, arguments.seeds))
+    except (OSError, ImportError, ValueError) as error:
         print(f"steinvae.reproduce: {error}", file=sys.stderr)
         return 1
     print(f"\n{table}\n\nrecords: {output}")
     return 0
+
+
+def _parse(
+    experiment: ModuleType, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, dict[str, object]]:
+    """The options that all experiments share, and those of this one which were given."""
+    parser = _parser()
+    shared = set(vars(parser.parse_known_args(argv)[0]))
+    if hasattr(experiment, "add_options"):
+        experiment.add_options(parser)
+    arguments = parser.parse_args(argv)
+    for option, function in (("picture", "picture"), ("summary", "summary")):
+        if getattr(arguments, option) and not hasattr(experiment, function):
+            parser.error(f"--{option}: {arguments.experiment} has no {function}")
+    own = {name: value for name, value in vars(arguments).items() if name not in shared}
+    return arguments, {name: value for name, value in own.items() if value is not None}
+
+
+def _parser(*, add_help: bool = True) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m steinvae.reproduce", description=DESCRIPTION, add_help=add_help
+    )
+    add = parser.add_argument
+    add("experiment", choices=EXPERIMENTS)
+    add("--data.root", dest="root", help="directory that holds the data files")
+    add("--seeds", type=_seeds, default=(0, 1, 2), help="default 0,1,2")
+    add("--output", type=Path, help="records (default docs/results/NAME.jsonl)")
+    add("--run_dir", type=Path, help="run folders (default runs/reproduce/NAME)")
+    add("--draw", action="store_true", help="run nothing: the table of the records that are there")
+    add("--picture", type=Path, help="PNG to draw the run folders into, where NAME has a picture")
+    into = "Markdown file to put {} into, between its NAME:begin and NAME:end comments"
+    add("--document", type=Path, action="append", default=[], help=into.format("the table"))
+    add(
+        "--summary",
+        type=Path,
+        action="append",
+        default=[],
+        help=into.format("a short form of the table, where NAME has one,"),
+    )
+    return parser
 
 
 def _seeds(text: str) -> tuple[int, ...]:

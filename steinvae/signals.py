@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT as a request to stop at a step boundary, with the customary exit codes."""
+"""SIGTERM, SIGINT or a span of time that ends as a request to stop at a step boundary.
+
+Exit codes are the customary ones.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 HANDLED = (signal.SIGTERM, signal.SIGINT)
+OUT_OF_TIME = signal.SIGALRM
+"""The signal by which a span of time ends."""
 
 
 class Interrupted(SystemExit):
@@ -23,18 +28,25 @@ class StopRequest:
 
     While `deferred()`, the first signal only sets `requested` and the loop stops where its state is
     whole; a second one, or one outside, raises `Interrupted` at once. Use as a context manager; the
-    previous handlers come back at its end.
+    previous handlers come back at its end. `seconds` of wall time after it is entered, SIGALRM
+    comes by itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float | None = None) -> None:
         self.requested: int | None = None
+        self._seconds = seconds
         self._deferring = False
 
     def __enter__(self) -> StopRequest:
-        self._previous = {number: signal.signal(number, self._handle) for number in HANDLED}
+        handled = HANDLED if self._seconds is None else (*HANDLED, OUT_OF_TIME)
+        self._previous = {number: signal.signal(number, self._handle) for number in handled}
+        if self._seconds is not None:
+            signal.setitimer(signal.ITIMER_REAL, self._seconds)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._seconds is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

@@ -17,7 +17,7 @@ from steinvae.density import Finding, Suite, evenly_spaced, measure_all
 from steinvae.experiments.cells import Cell, Record, train_cell, with_threads
 from steinvae.logging import JSONL
 from steinvae.report import append_records, read_records, tidy_record
-from steinvae.run import load_data, load_model
+from steinvae.run import load_model
 from steinvae.signals import StopRequest
 
 NOTES = ("theta", "bounds", "holds")
@@ -35,17 +35,16 @@ def measure_cells(
     output: Path,
     run_dir: Path,
     stop: StopRequest,
+    dataset: Dataset,
 ) -> None:
     """Train and measure what `output` has no record of, cell by cell.
 
     All estimators look at the same `images` test images, evenly spaced.
     """
-    dataset: Dataset | None = None
     for cell in cells:
         missing = [each for each in suite.estimators if not done(cell, each, suite, images, output)]
         if not missing and of(cell, read(output), "training"):
             continue
-        dataset = dataset or load_data(cell.config)
         result = train_cell(cell, dataset, run_dir, stop)
         if not of(cell, read(output), "training"):
             append_records(output, _of_training(experiment, cell, result, run_dir))
@@ -75,12 +74,15 @@ def done(cell: Cell, estimator: str, suite: Suite, images: int, output: Path) ->
     return all(of(cell, own, name) for name in names(estimator, suite))
 
 
-def of(cell: Cell, records: Iterable[Record], estimator: str) -> dict[str, Record]:
-    """The cell's newest records of an estimator, by metric."""
-    wanted = cell.setting()
+def of(
+    cell: Cell, records: Iterable[Record], estimator: str, *, any_steps: bool = False
+) -> dict[str, Record]:
+    """The cell's newest records of an estimator, by metric; of any number of steps on request."""
+    apart = (*NOTES, "steps") if any_steps else NOTES
+    wanted = {name: item for name, item in cell.setting().items() if name not in apart}
     found = {}
     for record in records:
-        setting = {name: item for name, item in record["setting"].items() if name not in NOTES}
+        setting = {name: item for name, item in record["setting"].items() if name not in apart}
         key = (record["method"], record["seed"], record["estimator"], setting)
         if key == (cell.config.method.name, cell.config.seed, estimator, wanted):
             found[record["metric"]] = record

@@ -1,17 +1,18 @@
 """The cells of Table 1 by budget: seven methods with the same networks and decoder passes a step.
 
 `small`: fixed binarised MNIST, 2 x 128 tanh, d = 20, batches of 32, S = 10, 6,000 steps.
+`dynamic`: MNIST drawn anew at every visit, 200-200 tanh, d = 50, batches of 64, S = 50.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from steinvae.config import GROUPED, Config, MethodConfig
 from steinvae.experiments.cells import Cell
-from steinvae.presets import mnist_small
+from steinvae.presets import mnist, mnist_small
 
 ROWS: dict[str, dict[str, Any]] = {
     "Stein VIWAE": {"name": "stein_viwae"},
@@ -42,6 +43,24 @@ def small(root: str | None) -> Config:
             checkpoint_every=1000,
             baseline="none",
             device="cpu",
+        ),
+        evaluation=replace(base.evaluation, images=200, samples=1000),
+    )
+
+
+def dynamic(root: str | None, device: Literal["cpu", "cuda"]) -> Config:
+    """The configuration that the rows of `cpu` and `gpu` change; a pilot finds their steps."""
+    base = mnist()
+    return replace(
+        base,
+        data=replace(base.data, name="mnist", root=root, binarization="dynamic"),
+        trainer=replace(
+            base.trainer,
+            monitor_every=0,
+            patience=0,
+            baseline="none",
+            device=device,
+            threads=1,
         ),
         evaluation=replace(base.evaluation, images=200, samples=1000),
     )

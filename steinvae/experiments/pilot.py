@@ -1,0 +1,77 @@
+"""How many steps fit into a budget of minutes: measured once a run, and kept beside it.
+
+The cosine of the learning rate ends with the budget, so a resumed run must keep its steps.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from steinvae._atomic import write_text
+from steinvae.data import Dataset
+from steinvae.experiments.cells import Cell
+from steinvae.trainer import Trainer, use_threads
+
+PILOT = "pilot.json"
+_WARM, _TIMED = 5, 40
+"""Updates before the clock starts, and under it."""
+
+
+def with_steps(cell: Cell, dataset: Dataset, run_dir: Path, minutes: float) -> Cell:
+    """The cell with the steps, and the cosine, that `minutes` of updates give.
+
+    The pilot's result stays in the run folder. Errors: ValueError where it was for other minutes.
+    """
+    path = cell.folder(run_dir) / PILOT
+    if path.exists():
+        found = json.loads(path.read_text("utf-8"))
+        if found["minutes"] != minutes:
+            raise ValueError(
+                f"{path.parent} was begun with minutes {found['minutes']}, got {minutes}: "
+                "choose another run_dir"
+            )
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = pilot(cell, dataset, minutes)
+        write_text(path, json.dumps(found, indent=2) + "\n")
+    steps, config = found["steps"], cell.config
+    return replace(
+        cell,
+        config=replace(
+            config,
+            trainer=replace(config.trainer, max_steps=steps),
+            optimizer=replace(config.optimizer, decay_steps=steps),
+        ),
+    )
+
+
+def pilot(cell: Cell, dataset: Dataset, minutes: float) -> dict[str, Any]:
+    """Seconds of an update by the process clock (by the wall clock on a GPU), and steps in all.
+
+    Networks of its own take the updates; validation, checkpoints and the monitor are not counted.
+    """
+    use_threads(cell.config)
+    trainer = Trainer(cell.config, dataset, Path())  # the folder is for checkpoints, there are none
+    on_gpu = trainer.device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+    started = 0.0
+    for step in range(_WARM + _TIMED):
+        if step == _WARM:
+            _wait(on_gpu)
+            started = clock()
+        trainer.update(step, monitor=False)
+    _wait(on_gpu)
+    seconds = (clock() - started) / _TIMED
+    steps = max(1, round(60 * minutes / seconds))
+    return {"minutes": minutes, "seconds_per_step": seconds, "steps": steps}
+
+
+def _wait(on_gpu: bool) -> None:
+    if on_gpu:
+        torch.cuda.synchronize()

@@ -1,0 +1,116 @@
+"""Table 1 of Pu et al. 2017: MNIST by seven methods with equal decoder passes a step.
+
+Budgets: `small`, 6,000 steps on fixed binarised MNIST; `cpu`, the paper's networks on dynamic MNIST
+for equal processor time of one core; `gpu`, the same for equal time on a device, in slices.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from steinvae.config import Config
+from steinvae.data import Dataset
+from steinvae.density import Annealing, Suite
+from steinvae.experiments.cells import Cell
+from steinvae.experiments.measured import measure_cells, read
+from steinvae.experiments.pilot import with_steps
+from steinvae.experiments.table1_cells import cells, dynamic, small
+from steinvae.experiments.table1_draw import draw, efforts, short
+from steinvae.run import load_data
+from steinvae.signals import OUT_OF_TIME, Interrupted, StopRequest
+
+NAME = "table1"
+BUDGETS = ("small", "cpu", "gpu")
+IMAGES = 200
+SUITE = Suite(
+    estimators=("iw_g", "ais", "elbo", "units"),
+    samples=2000,
+    annealing=Annealing(temperatures=500, chains=4),
+)
+"""What a cell is measured by, after training."""
+
+AIS_RECORDS = "table1_ais.jsonl"
+"""Beside the records: one run by annealed sampling at several efforts, drawn below the tables."""
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """What `python -m steinvae.reproduce table1` takes beside what all experiments take."""
+    add = parser.add_argument
+    add("--budget", choices=BUDGETS, help="default small")
+    add("--minutes", type=float, help="of a run, for budgets cpu and gpu (default 60)")
+    add("--slice_minutes", type=float, help="stop then, to be continued")
+
+
+def run(
+    root: str | None,
+    seeds: Sequence[int],
+    output: Path,
+    run_dir: Path,
+    *,
+    budget: str = "small",
+    minutes: float = 60.0,
+    slice_minutes: float | None = None,
+) -> str:
+    """Train and measure what is missing, and return all tables.
+
+    `minutes` of every run fix its steps for cpu and gpu. After `slice_minutes` training stops at a
+    step boundary with a checkpoint, and the next call continues there.
+
+    Errors: ValueError for an unknown budget, minutes that are not positive, and minutes other than
+    those that the runs in `run_dir` were begun with.
+    """
+    if budget not in BUDGETS:
+        raise ValueError(f"budget must be one of {BUDGETS}, got {budget!r}")
+    for name, value in (("minutes", minutes), ("slice_minutes", slice_minutes)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    folder = run_dir / budget
+    dataset: Dataset | None = None
+    try:
+        with ExitStack() as stack:
+            seconds = None if slice_minutes is None else 60 * slice_minutes
+            stop = stack.enter_context(StopRequest(seconds))
+            for cell in cells(base(budget, root), seeds):
+                dataset = dataset or load_data(cell.config)
+                timed = cell if budget == "small" else _timed(cell, dataset, folder, minutes)
+                measure_cells(NAME, [timed], SUITE, IMAGES, output, folder, stop, dataset)
+    except Interrupted as ending:
+        if ending.number != OUT_OF_TIME:
+            raise
+        print(f"the slice of {slice_minutes} minutes is over: run the same command to continue")
+    return table(output, seeds)
+
+
+def base(budget: str, root: str | None) -> Config:
+    """The configuration whose methods are the rows of a budget."""
+    if budget == "small":
+        return small(root)
+    return dynamic(root, "cuda" if budget == "gpu" else "cpu")
+
+
+def table(output: Path, seeds: Sequence[int]) -> str:
+    """All tables, drawn from the records in `output`; binarisations are kept apart."""
+    records = read(output)
+    on_gpu = [record for record in records if record["device"].startswith("cuda")]
+    on_cpu = [record for record in records if not record["device"].startswith("cuda")]
+    fixed = "Fixed binarisation, 2 x 128 tanh, 20 codes, S = 10, 6,000 steps"
+    timed = "Dynamic binarisation, 200-200 tanh, 50 codes, S = 50, equal time on"
+    parts = [
+        draw(fixed, base("small", None), seeds, on_cpu),
+        draw(f"{timed} one core", base("cpu", None), seeds, on_cpu),
+        draw(f"{timed} a GPU", base("gpu", None), seeds, on_gpu),
+    ]
+    calibration = read(output.with_name(AIS_RECORDS))
+    return "\n\n".join([*parts, efforts(calibration)] if calibration else parts)
+
+
+def summary(output: Path, seeds: Sequence[int]) -> str:
+    """The table of `small` in a few columns, for a front page."""
+    return short(base("small", None), seeds, read(output))
+
+
+def _timed(cell: Cell, dataset: Dataset, folder: Path, minutes: float) -> Cell:
+    return with_steps(cell, dataset, folder, minutes)

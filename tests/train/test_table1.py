@@ -1,0 +1,211 @@
+"""Table 1: fair cells, nothing done twice, slices that make a whole, and a table from records."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from steinvae import checkpoint
+from steinvae.density import Annealing, Suite
+from steinvae.experiments import measured, pilot, table1
+from steinvae.experiments.cells import Cell, train_cell
+from steinvae.experiments.table1_cells import ROWS, cells, method
+from steinvae.experiments.table1_draw import CONTROL, IWAE, VAE, VIWAE, draw, short
+from steinvae.plan import make_plan
+from steinvae.report import tidy_record
+from steinvae.signals import OUT_OF_TIME, Interrupted, StopRequest
+from steinvae.trainer import Trainer
+
+SUITE = Suite(
+    estimators=("iw_g", "elbo", "units"),
+    samples=20,
+    annealing=Annealing(temperatures=4, chains=2),
+)
+IMAGES = 6
+
+
+@pytest.mark.parametrize("budget", table1.BUDGETS)
+def test_cells_are_distinct_and_equal_in_decoder_passes(budget):
+    made = cells(table1.base(budget, None), (0, 1))
+    keys = {(c.config.method.name, c.config.seed, str(c.setting())) for c in made}
+    assert len(keys) == len(made) == 2 * len(ROWS)
+    assert len({make_plan(cell.config).decoder_passes for cell in made}) == 1
+
+
+def test_weighted_methods_share_k_with_iwae():
+    base = table1.base("small", None)
+    assert method(base, IWAE).code_particles == 10
+    for row in (VIWAE, CONTROL):
+        assert (method(base, row).code_particles, method(base, row).importance_samples) == (1, 10)
+
+
+def test_a_second_call_repeats_nothing(tiny, digits, tmp_path, monkeypatch):
+    cell = Cell(VIWAE, tiny(method=vars(_weighted(tiny))))
+    output = tmp_path / "records.jsonl"
+    with StopRequest() as stop:
+        arguments = ("t", [cell], SUITE, IMAGES, output, tmp_path, stop, digits)
+        measured.measure_cells(*arguments)
+        before = output.read_bytes()
+        # An evaluation that stopped before its last estimator repeats that one alone.
+        kept = [line for line in before.splitlines(True) if b'"units(64)"' not in line]
+        output.write_bytes(b"".join(kept))
+        asked: list[tuple[str, ...]] = []
+        real = measured.measure_all
+
+        def watched(networks, pixels, suite):
+            asked.append(tuple(suite.estimators))
+            return real(networks, pixels, suite)
+
+        monkeypatch.setattr(measured, "measure_all", watched)
+        monkeypatch.setattr(Trainer, "update", lambda *_, **__: pytest.fail("trained again"))
+        measured.measure_cells(*arguments)
+        measured.measure_cells(*arguments)
+    assert asked == [("units",)]
+    again = [json.loads(line) for line in output.read_text("utf-8").splitlines()]
+    assert {r["estimator"] for r in again} == {
+        "training",
+        "iw_g(20)",
+        "elbo(20)",
+        "s_elbo(20)",
+        "units(64)",
+    }
+    assert len(again) == len(before.splitlines())
+
+
+def test_slices_make_the_whole_run(tiny, digits, tmp_path, monkeypatch):
+    """A slice that ends after 7 updates and one that goes to the end: the same bits as one run."""
+    cell = Cell(VIWAE, tiny(method=vars(_weighted(tiny))))
+    with StopRequest() as stop:
+        train_cell(cell, digits, tmp_path / "whole", stop)
+    real = Trainer.update
+
+    def ends_at_seven(self, step, *, monitor):
+        if step == 6:
+            _end_of_time(stop)
+        return real(self, step, monitor=monitor)
+
+    with monkeypatch.context() as patch, StopRequest(1000.0) as stop:
+        patch.setattr(Trainer, "update", ends_at_seven)
+        with pytest.raises(Interrupted) as ending:
+            train_cell(cell, digits, tmp_path / "sliced", stop)
+    assert ending.value.number == OUT_OF_TIME
+    sliced, whole = (cell.folder(tmp_path / name) for name in ("sliced", "whole"))
+    assert _newest(sliced).step == 7
+    with StopRequest() as stop:
+        train_cell(cell, digits, tmp_path / "sliced", stop)
+    one, other = _newest(whole), _newest(sliced)
+    assert one.step == other.step == 20
+    assert all(tensor.equal(other.tensors[name]) for name, tensor in one.tensors.items())
+    assert (sliced / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_a_slice_ends_by_the_clock(tiny, digits, tmp_path):
+    """The alarm of a very short slice stops a run of a million updates at a step boundary."""
+    cell = Cell(VAE, tiny(method={"name": "vae"}, trainer={"max_steps": 10**6}))
+    with pytest.raises(Interrupted) as ending, StopRequest(0.5) as stop:
+        train_cell(cell, digits, tmp_path, stop)
+    assert ending.value.number == OUT_OF_TIME
+    assert 0 < _newest(cell.folder(tmp_path)).step < 10**6
+
+
+def test_the_pilot_runs_once(tiny, digits, tmp_path, monkeypatch):
+    cell = Cell(VAE, tiny(method={"name": "vae"}))
+    timed = pilot.with_steps(cell, digits, tmp_path, minutes=0.01)
+    steps = timed.config.trainer.max_steps
+    found = json.loads((cell.folder(tmp_path) / pilot.PILOT).read_text("utf-8"))
+    assert steps == timed.config.optimizer.decay_steps == found["steps"]
+    assert steps == max(1, round(0.6 / found["seconds_per_step"]))
+    monkeypatch.setattr(pilot, "pilot", lambda *_: pytest.fail("measured again"))
+    assert pilot.with_steps(cell, digits, tmp_path, minutes=0.01) == timed
+    with pytest.raises(ValueError, match=r"minutes 0\.01, got 2"):
+        pilot.with_steps(cell, digits, tmp_path, minutes=2)
+
+
+def test_options_out_of_range_are_named(tmp_path):
+    for options, name in (({"budget": "tiny"}, "budget"), ({"minutes": 0.0}, "minutes")):
+        with pytest.raises(ValueError, match=name):
+            table1.run(None, (0,), tmp_path / "r.jsonl", tmp_path, **options)
+
+
+def test_the_table_is_drawn_from_records():
+    base = table1.base("small", None)
+    records = [
+        record
+        for row, nll in ((VAE, 110.0), (IWAE, 106.0), (CONTROL, 102.0), (VIWAE, 102.5))
+        for seed in (0, 1)
+        for record in _synthetic(base, row, seed, nll + seed)
+    ]
+    text = draw("Title", base, (0, 1), records)
+    line = next(line for line in text.splitlines() if line.startswith("| Stein VIWAE  "))
+    cells_ = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells_[1] == "83.01, 82.88"
+    assert cells_[4:7] == ["103.5 ± 0.5", "103.0 ± 0.5", "6,000"]  # iw_g, AIS, steps
+    assert "103.5 ± 0.5 (no bound)" not in line
+    verdicts = {
+        (cells[0].strip(), cells[1].strip()): cells[3].strip()
+        for row in text.splitlines()
+        if row.count("|") == 5
+        for cells in [row.strip("|").split("|")]
+    }
+    assert verdicts["Stein VIWAE below VAE by 3 nats", "ais"] == "yes"
+    control = "Stein VIWAE below the control by 1 nat: a gain of the Stein encoder"
+    assert verdicts[control, "ais"] == "**no**"
+    assert "| Stein VIWAE" in short(base, (0, 1), records)
+    assert "-7.50 ± 0.00" in text  # paired: the seeds' common shift is not in the error
+
+
+def test_an_encoder_without_a_density_is_flagged():
+    base = table1.base("small", None)
+    records = _synthetic(base, VIWAE, 0, 100.0, holds="no")
+    assert "101.0 (no bound)" in draw("Title", base, (0,), records)
+
+
+def test_a_budget_without_records_says_so():
+    assert draw("T", table1.base("cpu", None), (0,), []) == "### T\n\nNot measured yet."
+
+
+def _weighted(tiny):
+    base = tiny()
+    return replace(base.method, name="stein_viwae", code_particles=1, importance_samples=4)
+
+
+def _newest(folder: Path) -> checkpoint.Checkpoint:
+    path = checkpoint.latest(folder)
+    assert path is not None
+    return checkpoint.load(path)
+
+
+def _end_of_time(stop: StopRequest) -> None:
+    stop._handle(OUT_OF_TIME, None)
+
+
+def _synthetic(base, row, seed, nll, holds="yes"):
+    cell = Cell(row, replace(base, seed=seed, method=method(base, row)))
+    notes = {"theta": "mixture", "bounds": "above", "holds": holds}
+    values = (
+        ("ais(9x9)", "test_nll", nll),
+        ("iw_g(9)", "test_nll", nll + 0.5),
+        ("elbo(9)", "test_nll", nll + 2),
+        ("s_elbo(9)", "test_nll", nll + 1),
+        ("training", "parameters", 100),
+        ("training", "cpu_seconds", 7.0),
+    )
+    return [
+        tidy_record(
+            experiment="table1",
+            method=cell.config.method.name,
+            setting=cell.setting() | ({} if name == "training" else notes),
+            seed=seed,
+            metric=metric,
+            value=value,
+            stderr=1.5,
+            n=200,
+            estimator=name,
+            seconds=1.0,
+            device="cpu, 1 thread",
+        )
+        for name, metric, value in values
+    ]
