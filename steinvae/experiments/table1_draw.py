@@ -95,15 +95,21 @@ def short(base: Config, seeds: Sequence[int], records: Sequence[Record]) -> str:
     ais, iw_g = drawing.values("ais", "test_nll"), drawing.values("iw_g", "test_nll")
     cpu = drawing.values("training", "cpu_seconds")
     rows = [
-        [row, _mean(ais[row]), _mean(_minus(ais, row, VAE)), _mean(iw_g[row]), _mean(cpu[row], 0)]
+        [
+            row,
+            len(ais[row]),
+            _mean(ais[row]),
+            _mean(_minus(ais, row, VAE)),
+            _mean(iw_g[row]),
+            _mean(cpu[row], 0),
+        ]
         for row in SHOWN
         if ais[row]
     ]
-    table = markdown_table(("method", "AIS", "minus VAE", "iw_g", "s / run"), rows)
-    count = max(len(each) for each in ais.values())
+    table = markdown_table(("method", "seeds", "AIS", "minus VAE", "iw_g", "s / run"), rows)
     return (
         f"{table}\n\nTest NLL in nats an image, lower is better, mean ± standard error over "
-        f"{count} seeds; {drawing.name('ais')} and {drawing.name('iw_g')} on the same test images. "
+        f"seeds; {drawing.name('ais')} and {drawing.name('iw_g')} on the same test images. "
         "The control has no Stein encoder."
     )
 
@@ -157,11 +163,16 @@ def _estimates(drawing: Drawing) -> str:
             continue
         valid = all(each["setting"]["holds"] == "yes" for each in holds[row].values())
         flag = "" if valid else " (no bound)"
-        cells = [row, PAPER.get(row, "-"), _mean(nll["elbo"][row]) + flag]
+        cells = [
+            row,
+            PAPER.get(row, "-"),
+            str(len(nll["ais"][row])),
+            _mean(nll["elbo"][row]) + flag,
+        ]
         cells += [_mean(nll["s_elbo"][row]) + flag, _mean(nll["iw_g"][row]), _mean(nll["ais"][row])]
         cells.append(_mean(steps[row], 0))
         rows.append(cells + [_mean(values[row], digits) for values, digits in numbers.values()])
-    header = ("method", "paper", "ELBO", "S-ELBO", "iw_g", "AIS", "steps", *numbers)
+    header = ("method", "paper", "seeds", "ELBO", "S-ELBO", "iw_g", "AIS", "steps", *numbers)
     return markdown_table(header, rows)
 
 
@@ -185,7 +196,7 @@ def _caption(drawing: Drawing) -> str:
     )
     return (
         f"Test NLL in nats an image, lower is better: {', '.join(n for n in names if n)}{images}; "
-        "± is the standard error over seeds. All four are upper bounds in expectation where not "
+        "± is the standard error over seeds (the column counts those with AIS). All four are upper bounds in expectation where not "
         "marked. cpu s: processor seconds of a run. ESS of k: effective codes of a group at the "
         "end of training; of iw_g: effective samples, median over images."
     )

@@ -144,7 +144,7 @@ def test_the_table_is_drawn_from_records():
     line = next(line for line in text.splitlines() if line.startswith("| Stein VIWAE  "))
     cells_ = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells_[1] == "83.01, 82.88"
-    assert cells_[4:7] == ["103.5 ± 0.5", "103.0 ± 0.5", "6,000"]  # iw_g, AIS, steps
+    assert cells_[5:8] == ["103.5 ± 0.5", "103.0 ± 0.5", "6,000"]  # iw_g, AIS, steps
     assert "103.5 ± 0.5 (no bound)" not in line
     verdicts = {
         (cells[0].strip(), cells[1].strip()): cells[3].strip()
