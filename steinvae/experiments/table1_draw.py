@@ -196,7 +196,8 @@ def _caption(drawing: Drawing) -> str:
     )
     return (
         f"Test NLL in nats an image, lower is better: {', '.join(n for n in names if n)}{images}; "
-        "± is the standard error over seeds (the column counts those with AIS). All four are upper bounds in expectation where not "
+        "± is the standard error over seeds (the column counts those with AIS). "
+        "All four are upper bounds in expectation where not "
         "marked. cpu s: processor seconds of a run. ESS of k: effective codes of a group at the "
         "end of training; of iw_g: effective samples, median over images."
     )
