@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-DESCRIPTION = "Reproduce a table or a figure: train every cell, append its records, print the table."
+DESCRIPTION = "Reproduce a table or a figure: train every cell, keep its records, print the table."
 EXPERIMENTS = ("figure1", "mnist_small", "poisson_small", "stein_encoder", "table1")
 
 
