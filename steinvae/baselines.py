@@ -59,11 +59,17 @@ def vae_weighted_decoder(
 
     eta descends the negative ELBO, its rate exact. theta ascends the importance-weighted bound of
     groups of k codes, sum_i w_i grad log p(x | z_i, theta), by the exact density of the encoder.
+
+    method.entropy_weight b is a control of that control: eta descends the free energy at
+    temperature b, E_q[b log q - log p(x, z)] = -ELBO + (b - 1) E_q log q; narrower q for b < 1.
     """
     mean, log_sigma, codes = _gaussian_codes(networks, batch)
     rate = 0.5 * (mean.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(-1)
     log_q = standard_normal(batch.noise) - log_sigma.sum(-1, keepdim=True)
-    return _elbo(networks, batch, method, data_size, codes, log_q, rate.mean())
+    # E log q = -sum log sigma + constant
+    heat = (1 - method.entropy_weight) * log_sigma.sum(-1).mean()
+    rate = rate.mean()
+    return _elbo(networks, batch, method, data_size, codes, log_q, rate, rate + heat)
 
 
 def flow_elbo(networks: Networks, batch: Batch, method: MethodConfig, data_size: int) -> Gradients:
@@ -105,12 +111,12 @@ def _elbo(
     codes: Tensor,
     log_q: Tensor | None,
     rate: Tensor,
-    annealed: Tensor | None = None,
+    descended: Tensor,
 ) -> Gradients:
     """ELBO gradient for eta; for theta the same, or weighted where there is a `log_q` (B, S).
 
-    One pass of the decoder; the rest of the ELBO, `rate`, has none in it. At temperature T eta
-    descends E[ log q - log p(x, z) / T ], of which `annealed` is the part without the decoder.
+    One pass of the decoder; `rate` is the rest of the ELBO. What eta descends may be another,
+    E[ b log q - log p(x, z) / T ], and `descended` is that without the decoder.
     """
     images, samples, _ = codes.shape
     group = 1 if log_q is None or method.weights == "none" else method.importance_samples
@@ -120,7 +126,7 @@ def _elbo(
     pairing = Pairing("full", group)
     pairs = pair_gradients(networks.model, networks.theta, codes, batch.pixels, pairing, log_ratio)
     seen = (codes * pairs.codes).sum() / (images * samples)
-    surrogate = rate - seen if annealed is None else annealed - seen / batch.temperature
+    surrogate = descended - seen / batch.temperature
     distortion = -pairs.log_likelihood.mean()
     stats = {
         "distortion": distortion,

@@ -132,6 +132,9 @@ class MethodConfig:
     encoder (jac), a kernel estimate (kde), or that of a chain (track: not for drawn codes).
     vae_weighted_decoder and flow_elbo know it."""
 
+    entropy_weight: float = 1.0
+    """Times the entropy in the ELBO of vae_weighted_decoder's encoder: narrower codes below 1."""
+
     theta_particles: int = 5
     """Decoders: M of the paper for theta; the baselines train one whatever this says."""
 
@@ -181,6 +184,10 @@ class MethodConfig:
         _require(0 < factor < float("inf"), "method.bandwidth_factor", "positive", factor)
         fixed = "1 where method.bandwidth is a number: that is h itself"
         _require(ruled or factor == 1, "method.bandwidth_factor", fixed, factor)
+        entropy, alone = self.entropy_weight, self.name != "vae_weighted_decoder"
+        allowed = entropy == 1 if alone else 0 < entropy < float("inf")
+        fitting = f"{1 if alone else 'positive'} for method.name {self.name}"
+        _require(allowed, "method.entropy_weight", fitting, entropy)
         k = self.importance_samples
         _require(k >= 1, "method.importance_samples", "at least 1", k)
         if self.is_stein:

@@ -67,6 +67,8 @@ class Cell:
             further |= {"importance_samples": method.importance_samples, "weights": method.weights}
         if method.is_stein and method.bandwidth_factor != 1:
             further["bandwidth_factor"] = method.bandwidth_factor
+        if method.entropy_weight != 1:
+            further["entropy_weight"] = method.entropy_weight
         if method.name == "stein_viwae":
             further["log_q"] = method.log_q
         if method.encoder_kind(model) == "flow" and model.flow_blocks > 1:

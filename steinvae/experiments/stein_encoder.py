@@ -33,8 +33,11 @@ STEPS = (1500, 6000)
 CONTROL = "control: Gaussian ELBO encoder"
 ROWS: dict[str, dict[str, Any]] = {
     CONTROL: {"name": "vae_weighted_decoder"},
+    "control, entropy x 0.5": {"name": "vae_weighted_decoder", "entropy_weight": 0.5},
+    "control, entropy x 0.25": {"name": "vae_weighted_decoder", "entropy_weight": 0.25},
     "flow encoder by its exact ELBO": {"name": "flow_elbo"},
     "Stein": {"name": "stein_viwae"},
+    "Stein, exact log q in the weights": {"name": "stein_viwae", "log_q": "jac"},
     "Stein, bandwidth x 4": {"name": "stein_viwae", "bandwidth_factor": 4.0},
     "Stein, bandwidth x 16": {"name": "stein_viwae", "bandwidth_factor": 16.0},
 }

@@ -98,6 +98,29 @@ def test_control_is_an_elbo_encoder_with_an_importance_weighted_decoder(make_net
     close(gradients.stats["effective_samples"], weights.square().sum(-1).reciprocal().mean())
 
 
+def test_entropy_weight_scales_the_entropy_and_leaves_the_weights_alone(make_networks, pixels):
+    networks = make_networks(name="vae_weighted_decoder")
+    batch = batch_of(pixels, 6)
+    plain, cold = (
+        vae_weighted_decoder(
+            networks, batch, grouped("vae_weighted_decoder", entropy_weight=weight), SIZE
+        )
+        for weight in (1.0, 0.25)
+    )
+    flat = networks.theta.flat
+    q = moments(networks, pixels)
+    codes = q.mean + q.stddev * batch.noise
+    log_p = likelihoods(networks, flat, codes, pixels).mean(1)
+    energy = -log_p + 0.5 * (q.mean.square() + q.variance).sum((1, 2))
+    free = energy - 0.25 * q.entropy().sum((1, 2))
+    expected = torch.autograd.grad(free.mean(), networks.eta())
+    for first, second in zip(cold.eta, expected, strict=True):
+        close(first, second)
+    # The decoder and what is logged know nothing of it, to the bit.
+    assert torch.equal(cold.theta, plain.theta)
+    assert cold.stats == plain.stats
+
+
 @pytest.mark.parametrize("changes", [{"importance_samples": 1}, {"weights": "none"}])
 def test_control_without_weights_is_the_vae(make_networks, pixels, changes):
     networks = make_networks(name="vae_weighted_decoder")

@@ -27,6 +27,7 @@ VARIANTS = [
     {"method": {"name": "iwae"}},
     {"method": {"name": "iwae", "iwae_gradient": "dreg"}},
     {"method": {"name": "vae_weighted_decoder"}},
+    {"method": {"name": "vae_weighted_decoder", "entropy_weight": 0.5}},
 ]
 
 

@@ -62,6 +62,12 @@ WRONG = [
     ("method", {"theta_bandwidth": float("inf")}, "method.theta_bandwidth"),
     ("method", {"bandwidth_factor": 0.0}, "method.bandwidth_factor"),
     ("method", {"bandwidth": 0.5, "bandwidth_factor": 2.0}, "method.bandwidth_factor"),
+    (
+        "method",
+        {"name": "vae_weighted_decoder", "entropy_weight": 0.0},
+        "method.entropy_weight",
+    ),
+    ("method", {"name": "flow_elbo", "entropy_weight": 0.5}, "method.entropy_weight"),
     ("optimizer", {"learning_rate": 0.0}, "optimizer.learning_rate"),
     ("optimizer", {"learning_rate": float("nan")}, "optimizer.learning_rate"),
     ("optimizer", {"final_fraction": 1.5}, "optimizer.final_fraction"),
