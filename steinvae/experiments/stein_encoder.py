@@ -33,6 +33,7 @@ STEPS = (1500, 6000)
 CONTROL = "control: Gaussian ELBO encoder"
 ROWS: dict[str, dict[str, Any]] = {
     CONTROL: {"name": "vae_weighted_decoder"},
+    "control, entropy x 0.8": {"name": "vae_weighted_decoder", "entropy_weight": 0.8},
     "control, entropy x 0.5": {"name": "vae_weighted_decoder", "entropy_weight": 0.5},
     "control, entropy x 0.25": {"name": "vae_weighted_decoder", "entropy_weight": 0.25},
     "flow encoder by its exact ELBO": {"name": "flow_elbo"},
