@@ -20,8 +20,12 @@ EXPERIMENTS = ("figure1", "mnist_small", "poisson_small", "stein_encoder", "tabl
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run what is missing, print the table; returns the exit code."""
-    early = _parser(add_help=False).parse_known_args(argv)[0]
-    experiment = importlib.import_module(f"steinvae.experiments.{early.experiment}")
+    early = argparse.ArgumentParser(add_help=False)
+    early.add_argument("experiment", nargs="?")
+    named = early.parse_known_args(argv)[0].experiment
+    if named not in EXPERIMENTS:
+        _parser().parse_args(argv)  # ends with the help that was asked for, or says what is wrong
+    experiment = importlib.import_module(f"steinvae.experiments.{named}")
     arguments, options = _parse(experiment, argv)
     name = arguments.experiment
     output = arguments.output or Path("docs/results") / f"{name}.jsonl"
@@ -60,10 +64,8 @@ def _parse(
     return arguments, {name: value for name, value in own.items() if value is not None}
 
 
-def _parser(*, add_help: bool = True) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m steinvae.reproduce", description=DESCRIPTION, add_help=add_help
-    )
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m steinvae.reproduce", description=DESCRIPTION)
     add = parser.add_argument
     add("experiment", choices=EXPERIMENTS)
     add("--data.root", dest="root", help="directory that holds the data files")
