@@ -69,6 +69,19 @@ def test_annealed_stein_direction_is_that_of_the_divided_score(tiny, digits, tmp
         torch.testing.assert_close(one - two, 2 * (two - four), rtol=0, atol=1e-5 * scale)
 
 
+@pytest.mark.parametrize("name", ["planar_flow", "flow_elbo"])
+def test_a_hot_elbo_is_the_entropy_alone(name, tiny, digits, tmp_path):
+    """E[log q - log p(x, z) / T] at T = 1e12: nothing of the model is left in eta's gradient."""
+    config = tiny(method={"name": name, "code_particles": 3, "importance_samples": 2})
+    trainer = Trainer(config, digits, tmp_path)
+    batch = trainer.batch(0)._replace(temperature=1e12)
+    found = OBJECTIVES[name](trainer.networks, batch, config.method, 1000).eta
+    _, log_q = trainer.networks.encoder.codes_and_log_density(batch.pixels, batch.noise)
+    expected = torch.autograd.grad(log_q.mean(), trainer.networks.eta(), materialize_grads=True)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_fixed_theta_leaves_its_bits_and_trains_the_encoder(tiny, digits, tmp_path):
     config = tiny(method={"fixed_theta": True})
     trainer = Trainer(config, digits, tmp_path)
