@@ -146,7 +146,7 @@ def table(output: Path, seeds: Sequence[int]) -> str:
     """All tables, drawn from the records in `output`."""
     records = _records(output)
     return "\n\n".join(
-        f"**sigma = {noise:g}, {title}.**\n\n{tables(records, rows(noise), seeds)}"
+        f"**sigma = {noise:g}, {title}.**\n\n{tables(records, noise, rows(noise), seeds)}"
         for noise, title in ((BIMODAL, "two modes"), (PRINTED, "as printed: one mode"))
     )
 

@@ -23,8 +23,10 @@ WEIGHED = (
 Record = dict[str, Any]
 
 
-def tables(records: Sequence[Record], cells: Sequence[MixtureCell], seeds: Sequence[int]) -> str:
-    """Both tables of the cells of one sigma; rows are those that have records."""
+def tables(
+    records: Sequence[Record], noise: float, cells: Sequence[MixtureCell], seeds: Sequence[int]
+) -> str:
+    """Both tables of the cells of one sigma, `noise`; rows are those that have records."""
     drawn, weighed = [], []
     for cell in cells:
         runs = [find(records, cell.method, cell.setting(), seed) for seed in seeds]
@@ -40,7 +42,7 @@ def tables(records: Sequence[Record], cells: Sequence[MixtureCell], seeds: Seque
                 _spread(found, "folded", PLAIN),
             ]
         )
-    exact = [find(records, "exact", {"sigma": cells[0].noise}, seed) for seed in seeds]
+    exact = [find(records, "exact", {"sigma": noise}, seed) for seed in seeds]
     if any(exact):
         drawn.append(_drawn(FLOOR, [run for run in exact if run]))
     parts = [(DRAWN, drawn), (WEIGHED, weighed)]
