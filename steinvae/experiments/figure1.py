@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from steinvae.data import step_generator
+from steinvae.experiments.known_posterior import Score, find, write_scores
+from steinvae.experiments.measured import read
 from steinvae.experiments.mixture_cells import (
     TEST,
     MixtureCell,
     build,
     points,
-    small_evaluation,
 )
 from steinvae.experiments.mixture_plot import (
     drawn_density,
@@ -32,14 +33,12 @@ from steinvae.experiments.mixture_scores import (
     METRICS,
     PLAIN,
     POOL,
-    Score,
     floor,
     score,
 )
-from steinvae.experiments.mixture_tables import Record, find, tables
+from steinvae.experiments.mixture_tables import tables
 from steinvae.models.gaussian_mixture import section_5_1
 from steinvae.networks import Networks
-from steinvae.report import append_records, read_records, tidy_record
 from steinvae.run import MODEL, load_file, prepare_with, train
 from steinvae.signals import StopRequest
 
@@ -90,13 +89,13 @@ def run(root: str | None, seeds: Sequence[int], output: Path, run_dir: Path) -> 
 
 def run_cell(cell: MixtureCell, output: Path, run_dir: Path, stop: StopRequest) -> None:
     """Train and score one cell, unless `output` has its records."""
-    if find(_records(output), cell.method, cell.setting(), cell.seed):
+    if find(read(output), cell.method, cell.setting(), cell.seed):
         print(f"{cell.row}, sigma {cell.noise:g}, seed {cell.seed}: already in {output}")
         return
     model = section_5_1(cell.noise)
     dataset = points(model)
     networks = build(cell, model)
-    trainer = prepare_with(networks, small_evaluation(cell.config(run_dir)), dataset)
+    trainer = prepare_with(networks, cell.config(run_dir), dataset)
     result = train(trainer, stop)
     found = score(networks, dataset.test.batch(torch.arange(TEST)), cell.seed)
     seconds = result["seconds"]
@@ -108,7 +107,7 @@ def run_cell(cell: MixtureCell, output: Path, run_dir: Path, stop: StopRequest) 
 
 def _run_floor(noise: float, seed: int, output: Path) -> None:
     setting = {"sigma": noise}
-    if find(_records(output), "exact", setting, seed):
+    if find(read(output), "exact", setting, seed):
         return
     model = section_5_1(noise)
     test = points(model).test.batch(torch.arange(TEST))
@@ -120,39 +119,20 @@ def _write(
     method: str,
     setting: dict[str, Any],
     seed: int,
-    scores: Sequence[Score],
+    scores: list[Score],
     seconds: float,
 ) -> None:
-    records = [
-        tidy_record(
-            experiment=NAME,
-            method=method,
-            setting=setting,
-            seed=seed,
-            metric=each.metric,
-            value=each.value,
-            stderr=each.stderr,
-            n=TEST,
-            estimator=each.estimator,
-            seconds=seconds,
-            device="cpu, 1 thread",
-        )
-        for each in scores
-    ]
-    append_records(output, records)
+    run = {"experiment": NAME, "method": method, "setting": setting, "seed": seed}
+    write_scores(output, scores, **run, n=TEST, seconds=seconds)
 
 
 def table(output: Path, seeds: Sequence[int]) -> str:
     """All tables, drawn from the records in `output`."""
-    records = _records(output)
+    records = read(output)
     return "\n\n".join(
         f"**sigma = {noise:g}, {title}.**\n\n{tables(records, noise, rows(noise), seeds)}"
         for noise, title in ((BIMODAL, "two modes"), (PRINTED, "as printed: one mode"))
     )
-
-
-def _records(path: Path) -> list[Record]:
-    return read_records(path) if path.exists() else []
 
 
 def load_networks(cell: MixtureCell, run_dir: Path) -> Networks:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from steinvae.config import (
-    Config,
-    EvaluationConfig,
-    MethodConfig,
-    OptimizerConfig,
-    TrainerConfig,
-)
+from steinvae.config import Config, MethodConfig
 from steinvae.data import Dataset, step_generator
 from steinvae.data.synthetic import Vectors, drawn
+from steinvae.experiments.known_posterior import encoder_config, slug
 from steinvae.models.gaussian_mixture import GaussianMixture
 from steinvae.networks import Networks
 from steinvae.recognition import ConcatEncoder, GaussianEncoder, make_encoder
@@ -53,8 +48,7 @@ class MixtureCell:
     @property
     def folder(self) -> str:
         """Name of the run folder."""
-        plain = "".join(letter if letter.isalnum() else "-" for letter in self.row.lower())
-        return f"sigma-{self.noise:g}-{plain.strip('-')}-{self.seed}"
+        return f"sigma-{self.noise:g}-{slug(self.row)}-{self.seed}"
 
     def config(self, run_dir: Path) -> Config:
         """Adam 2e-3 with a cosine, 64 points a step, half of the steps annealed."""
@@ -68,25 +62,8 @@ class MixtureCell:
             temperature=self.temperature,
             annealing_steps=self.steps // 2 if self.temperature > 1 else 0,
         )
-        never = self.steps + 1  # the evidence does not depend on the encoder: no best step
-        return Config(
-            run_dir=str(run_dir / self.folder),
-            seed=self.seed,
-            resume="auto",
-            method=method,
-            optimizer=OptimizerConfig(learning_rate=2e-3, decay_steps=self.steps),
-            trainer=TrainerConfig(
-                max_steps=self.steps,
-                batch_size=64,
-                log_every=100,
-                monitor_every=0,
-                validate_every=never,
-                checkpoint_every=1_000,
-                keep_checkpoints=1,
-                baseline="none",
-                device="cpu",
-            ),
-        )
+        folder = run_dir / self.folder
+        return encoder_config(folder, seed=self.seed, steps=self.steps, method=method, images=TEST)
 
     def setting(self) -> dict[str, Any]:
         """What decides the numbers, flat."""
@@ -128,8 +105,3 @@ def widen(encoder: GaussianEncoder, factor: float) -> None:
     """Multiply the initial weights that put the means out; start log sigma at the prior's 0."""
     encoder.head.last.weight[: encoder.codes].mul_(factor)
     encoder.head.last.bias[encoder.codes :].zero_()
-
-
-def small_evaluation(config: Config) -> Config:
-    """The NLL that every run reports is the same for all encoders here: keep it short."""
-    return replace(config, evaluation=EvaluationConfig(images=TEST, samples=500))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steinvae.data import step_generator
+from steinvae.experiments.known_posterior import Score
 from steinvae.models.gaussian_mixture import GaussianMixture, MixturePosterior
 from steinvae.monitor import folded_fraction
 from steinvae.networks import Networks
@@ -21,15 +22,6 @@ PLAIN, JACOBIAN, KERNEL = (
     f"{DRAWS} of {POOL} draws, resampled by the Jacobian density",
     f"{DRAWS} of {POOL} draws around codes, resampled by the kernel density",
 )
-
-
-class Score(NamedTuple):
-    """One number of a cell: a mean over test points with its standard error over them."""
-
-    metric: str
-    estimator: str
-    value: float
-    stderr: float
 
 
 def floor(model: GaussianMixture, points: Tensor, seed: int) -> list[Score]:

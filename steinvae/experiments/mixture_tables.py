@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
-
+from steinvae.experiments.known_posterior import Record, find, mean_seconds, over_runs
 from steinvae.experiments.mixture_cells import MixtureCell
 from steinvae.experiments.mixture_scores import JACOBIAN, KERNEL, METRICS, PLAIN
 from steinvae.report import markdown_table
@@ -20,7 +18,6 @@ WEIGHED = (
     *(f"Jacobian: {name}" for name in RESAMPLED),
     "folded",
 )
-Record = dict[str, Any]
 
 
 def tables(
@@ -49,24 +46,12 @@ def tables(
     return "\n\n".join(markdown_table(header, lines) for header, lines in parts if lines)
 
 
-def find(
-    records: Sequence[Record], method: str, setting: dict[str, Any], seed: int
-) -> list[Record]:
-    """The records of one run."""
-    return [
-        each
-        for each in records
-        if each["method"] == method and each["setting"] == setting and each["seed"] == seed
-    ]
-
-
 def _drawn(row: str, runs: Sequence[Sequence[Record]]) -> list[str]:
-    seconds = sum(run[0]["seconds"] for run in runs) / len(runs)
     return [
         row,
         *(_spread(runs, metric, PLAIN) for metric in METRICS),
         ", ".join(str(run[0]["seed"]) for run in runs),
-        f"{seconds:.0f}" if seconds else "-",
+        mean_seconds(runs),
     ]
 
 
@@ -75,15 +60,10 @@ def _key(column: str) -> str:
 
 
 def _spread(runs: Sequence[Sequence[Record]], metric: str, estimator: str) -> str:
-    """Mean over runs and, for several, the standard error of that mean."""
     found = [
         record["value"]
         for run in runs
         for record in run
         if record["metric"] == metric and record["estimator"] == estimator
     ]
-    if not found:
-        return "-"
-    values = torch.tensor(found, dtype=torch.float64)
-    error = f" ± {values.std() / len(found) ** 0.5:.3f}" if len(found) > 1 else ""
-    return f"{values.mean():.3f}{error}"
+    return over_runs(found)

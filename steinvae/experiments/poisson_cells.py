@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from steinvae.config import Config, EvaluationConfig, MethodConfig, OptimizerConfig, TrainerConfig
+from steinvae.config import Config, MethodConfig
 from steinvae.data import Dataset, step_generator
 from steinvae.data.synthetic import Vectors, drawn
+from steinvae.experiments.known_posterior import encoder_config, slug
 from steinvae.models.poisson_factor import PoissonFactor, Positivity
 from steinvae.networks import Networks
 from steinvae.recognition import GaussianEncoder, make_encoder
@@ -48,8 +49,7 @@ class PoissonCell:
     @property
     def folder(self) -> str:
         """Name of the run folder."""
-        plain = "".join(letter if letter.isalnum() else "-" for letter in self.row.lower())
-        return f"a-{self.shape:g}-{plain.strip('-')}-{self.seed}"
+        return f"a-{self.shape:g}-{slug(self.row)}-{self.seed}"
 
     def config(self, run_dir: Path) -> Config:
         """Adam 2e-3 with a cosine, 64 documents a step."""
@@ -62,24 +62,8 @@ class PoissonCell:
             theta_particles=1,
             fixed_theta=True,
         )
-        return Config(
-            run_dir=str(run_dir / self.folder),
-            seed=self.seed,
-            resume="auto",
-            method=method,
-            optimizer=OptimizerConfig(learning_rate=2e-3, decay_steps=self.steps),
-            trainer=TrainerConfig(
-                max_steps=self.steps,
-                log_every=100,
-                monitor_every=0,
-                validate_every=self.steps + 1,  # the evidence does not depend on the encoder
-                checkpoint_every=500,
-                keep_checkpoints=1,
-                baseline="none",
-                device="cpu",
-            ),
-            evaluation=EvaluationConfig(images=TEST, samples=500),
-        )
+        folder = run_dir / self.folder
+        return encoder_config(folder, seed=self.seed, steps=self.steps, method=method, images=TEST)
 
     def setting(self) -> dict[str, Any]:
         """What decides the numbers, flat."""

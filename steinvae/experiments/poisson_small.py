@@ -14,25 +14,33 @@ from typing import Any
 
 import torch
 
+from steinvae.experiments.known_posterior import (
+    Record,
+    Score,
+    find,
+    mean_seconds,
+    over_runs,
+    write_scores,
+)
+from steinvae.experiments.measured import read
 from steinvae.experiments.poisson_cells import TEST, PoissonCell, build, documents, simulated
 from steinvae.experiments.poisson_picture import save_posteriors
 from steinvae.experiments.poisson_scores import (
+    AGAINST,
     CHAINS,
     METRICS,
-    Score,
     Truth,
     compare,
     encoder_draws,
     ground_truth,
 )
-from steinvae.report import append_records, markdown_table, read_records, tidy_record
+from steinvae.report import markdown_table
 from steinvae.run import MODEL, load_file, prepare_with, train
 from steinvae.signals import StopRequest
 
 NAME = "poisson_small"
 SHAPE = 1.0
 FLOOR = "Gibbs, second half of the chains (floor)"
-Record = dict[str, Any]
 
 
 def rows() -> list[PoissonCell]:
@@ -63,12 +71,12 @@ def run(root: str | None, seeds: Sequence[int], output: Path, run_dir: Path) -> 
 
 def table(output: Path, seeds: Sequence[int]) -> str:
     """The table, drawn from the records in `output`."""
-    records = _records(output)
+    records = read(output)
     lines = []
     for cell in rows():
-        own = [_find(records, cell.method, cell.setting(), seed) for seed in seeds]
+        own = [find(records, cell.method, cell.setting(), seed) for seed in seeds]
         lines += _line(cell.row, own)
-    floor = _find(records, "gibbs", _floor_setting(), 0)
+    floor = find(records, "gibbs", _floor_setting(), 0)
     lines += _line(FLOOR, [floor])
     header = ("method", "W1 / sd", "sd ratio", "MMD²", "seeds", "s / run")
     rhat = next((record["value"] for record in floor if record["metric"] == "rhat"), None)
@@ -77,7 +85,7 @@ def table(output: Path, seeds: Sequence[int]) -> str:
 
 
 def _run_cell(cell: PoissonCell, output: Path, run_dir: Path, stop: StopRequest) -> None:
-    if _find(_records(output), cell.method, cell.setting(), cell.seed):
+    if find(read(output), cell.method, cell.setting(), cell.seed):
         print(f"{cell.row}, seed {cell.seed}: already in {output}")
         return
     truth, dataset, networks = _truth(), documents(SHAPE), build(cell)
@@ -103,10 +111,10 @@ def _floor_setting() -> dict[str, Any]:
 
 
 def _run_floor(output: Path) -> None:
-    if _find(_records(output), "gibbs", _floor_setting(), 0):
+    if find(read(output), "gibbs", _floor_setting(), 0):
         return
     truth = _truth()
-    rhat = Score("rhat", truth.rhat.max().item(), None)
+    rhat = Score("rhat", AGAINST, truth.rhat.max().item(), None)
     _write(output, "gibbs", _floor_setting(), 0, [*compare(truth.second, truth.first), rhat], 0.0)
 
 
@@ -115,26 +123,11 @@ def _write(
     method: str,
     setting: dict[str, Any],
     seed: int,
-    scores: Sequence[Score],
+    scores: list[Score],
     seconds: float,
 ) -> None:
-    records = [
-        tidy_record(
-            experiment=NAME,
-            method=method,
-            setting=setting,
-            seed=seed,
-            metric=each.metric,
-            value=each.value,
-            stderr=each.stderr,
-            n=TEST,
-            estimator="against the first half of the Gibbs chains",
-            seconds=seconds,
-            device="cpu, 1 thread",
-        )
-        for each in scores
-    ]
-    append_records(output, records)
+    run = {"experiment": NAME, "method": method, "setting": setting, "seed": seed}
+    write_scores(output, scores, **run, n=TEST, seconds=seconds)
 
 
 def _line(name: str, by_seed: Sequence[Sequence[Record]]) -> list[list[str]]:
@@ -145,31 +138,7 @@ def _line(name: str, by_seed: Sequence[Sequence[Record]]) -> list[list[str]]:
         [record["value"] for records in found for record in records if record["metric"] == metric]
         for metric in METRICS
     ]
-    seconds = sum(records[0]["seconds"] for records in found) / len(found)
-    time = f"{seconds:.0f}" if seconds else "-"
-    return [[name, *map(_spread, values), str(len(found)), time]]
-
-
-def _spread(values: Sequence[float]) -> str:
-    """Mean over seeds and standard error of that mean; a single value has none."""
-    tensor = torch.tensor(values, dtype=torch.float64)
-    if len(values) < 2:
-        return f"{tensor.mean():.3f}"
-    return f"{tensor.mean():.3f} ± {tensor.std() / len(values) ** 0.5:.3f}"
-
-
-def _find(
-    records: Sequence[Record], method: str, setting: dict[str, Any], seed: int
-) -> list[Record]:
-    return [
-        each
-        for each in records
-        if each["method"] == method and each["setting"] == setting and each["seed"] == seed
-    ]
-
-
-def _records(path: Path) -> list[Record]:
-    return read_records(path) if path.exists() else []
+    return [[name, *map(over_runs, values), str(len(found)), mean_seconds(found)]]
 
 
 def picture(path: Path, run_dir: Path) -> None:
