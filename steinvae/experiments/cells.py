@@ -34,7 +34,7 @@ class Cell:
 
     def folder(self, run_dir: Path) -> Path:
         """The run folder of the cell, under that of its experiment."""
-        return run_dir / f"{_slug(self.row)}-{self.config.seed}"
+        return run_dir / f"{slug(self.row)}-{self.config.seed}"
 
     def setting(self) -> dict[str, Any]:
         """What decides the number, flat: a record with another setting is another cell."""
@@ -101,14 +101,14 @@ def run_cells(experiment: str, cells: Sequence[Cell], output: Path, run_dir: Pat
     with StopRequest() as stop:
         for cell in cells:
             name = f"{cell.row}, seed {cell.config.seed}"
-            if find(cell, _records(output)):
+            if find(cell, read(output)):
                 print(f"{name}: already in {output}")
                 continue
             dataset = dataset or load_data(cell.config)
             record = _run_cell(experiment, cell, dataset, run_dir, stop)
             append_records(output, [record])
             print(f"{name}: {record['value']:.2f} nats ({record['seconds']:.0f} s)", flush=True)
-    records = _records(output)
+    records = read(output)
     return [record for cell in cells if (record := find(cell, records))]
 
 
@@ -163,9 +163,11 @@ def _run_cell(
     )
 
 
-def _records(path: Path) -> list[Record]:
+def read(path: Path) -> list[Record]:
+    """The records of a file that may not be there yet."""
     return read_records(path) if path.exists() else []
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """A row's name as part of a folder's."""
     return "".join(letter if letter.isalnum() else "-" for letter in text.lower()).strip("-")

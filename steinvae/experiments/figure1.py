@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from steinvae.data import step_generator
+from steinvae.experiments.cells import read
 from steinvae.experiments.known_posterior import Score, find, write_scores
-from steinvae.experiments.measured import read
 from steinvae.experiments.mixture_cells import (
     TEST,
     MixtureCell,

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from steinvae.config import Config, EvaluationConfig, MethodConfig, OptimizerConfig, TrainerConfig
+from steinvae.experiments.cells import Record
 from steinvae.report import append_records, tidy_record
-
-Record = dict[str, Any]
 
 
 class Score(NamedTuple):
@@ -49,12 +48,6 @@ def encoder_config(
         ),
         evaluation=EvaluationConfig(images=images, samples=500),
     )
-
-
-def slug(text: str) -> str:
-    """A row's name as part of a folder's."""
-    plain = "".join(letter if letter.isalnum() else "-" for letter in text.lower())
-    return plain.strip("-")
 
 
 def find(

@@ -14,9 +14,9 @@ from typing import Any
 
 from steinvae.data import Dataset
 from steinvae.density import Finding, Suite, evenly_spaced, measure_all
-from steinvae.experiments.cells import Cell, Record, train_cell, with_threads
+from steinvae.experiments.cells import Cell, Record, read, train_cell, with_threads
 from steinvae.logging import JSONL
-from steinvae.report import append_records, read_records, tidy_record
+from steinvae.report import append_records, tidy_record
 from steinvae.run import load_model
 from steinvae.signals import StopRequest
 
@@ -87,11 +87,6 @@ def of(
         if key == (cell.config.method.name, cell.config.seed, estimator, wanted):
             found[record["metric"]] = record
     return found
-
-
-def read(path: Path) -> list[Record]:
-    """The records of a file that may not be there yet."""
-    return read_records(path) if path.exists() else []
 
 
 def _measure(

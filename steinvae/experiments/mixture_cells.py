@@ -11,7 +11,8 @@ import torch
 from steinvae.config import Config, MethodConfig
 from steinvae.data import Dataset, step_generator
 from steinvae.data.synthetic import Vectors, drawn
-from steinvae.experiments.known_posterior import encoder_config, slug
+from steinvae.experiments.cells import slug
+from steinvae.experiments.known_posterior import encoder_config
 from steinvae.models.gaussian_mixture import GaussianMixture
 from steinvae.networks import Networks
 from steinvae.recognition import ConcatEncoder, GaussianEncoder, make_encoder

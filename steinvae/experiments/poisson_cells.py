@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from steinvae.config import Config, MethodConfig
 from steinvae.data import Dataset, step_generator
 from steinvae.data.synthetic import Vectors, drawn
-from steinvae.experiments.known_posterior import encoder_config, slug
+from steinvae.experiments.cells import slug
+from steinvae.experiments.known_posterior import encoder_config
 from steinvae.models.poisson_factor import PoissonFactor, Positivity
 from steinvae.networks import Networks
 from steinvae.recognition import GaussianEncoder, make_encoder

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from steinvae.experiments.cells import read
 from steinvae.experiments.known_posterior import (
     Record,
     Score,
@@ -22,7 +23,6 @@ from steinvae.experiments.known_posterior import (
     over_runs,
     write_scores,
 )
-from steinvae.experiments.measured import read
 from steinvae.experiments.poisson_cells import TEST, PoissonCell, build, documents, simulated
 from steinvae.experiments.poisson_picture import save_posteriors
 from steinvae.experiments.poisson_scores import (

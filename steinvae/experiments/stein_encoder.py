@@ -19,9 +19,9 @@ from steinvae.config import Config
 from steinvae.density import evenly_spaced
 from steinvae.density.annealed import ais
 from steinvae.density.annealing import Annealing
-from steinvae.experiments.cells import Record, mean_and_error
+from steinvae.experiments.cells import Record, mean_and_error, read
 from steinvae.presets import mnist_small
-from steinvae.report import append_records, markdown_table, read_records, tidy_record
+from steinvae.report import append_records, markdown_table, tidy_record
 from steinvae.run import load_data
 from steinvae.trainer import Trainer, use_threads
 
@@ -60,7 +60,7 @@ def configuration(row: str, steps: int, seed: int, root: str | None) -> Config:
 
 def run(root: str | None, seeds: Sequence[int], output: Path, run_dir: Path) -> str:
     """Train and measure what has no record yet, and return the tables."""
-    known = {_key(record) for record in _records(output)}
+    known = {_key(record) for record in read(output)}
     for steps in STEPS:
         for seed in seeds:
             for row in ROWS:
@@ -110,7 +110,7 @@ def record(row: str, config: Config, lower: torch.Tensor, seconds: float) -> Rec
 
 def table(output: Path, seeds: Sequence[int]) -> str:
     """One table for each number of steps, drawn from the records in `output`."""
-    records = {_key(each): each for each in _records(output)}
+    records = {_key(each): each for each in read(output)}
     parts = [text for steps in STEPS if (text := _table(records, steps, seeds))]
     return "\n\n".join(parts)
 
@@ -142,7 +142,3 @@ def _table(records: dict[tuple[str, int, int], Record], steps: int, seeds: Seque
 
 def _key(record: Record) -> tuple[str, int, int]:
     return record["setting"]["row"], record["setting"]["steps"], record["seed"]
-
-
-def _records(path: Path) -> list[Record]:
-    return read_records(path) if path.exists() else []

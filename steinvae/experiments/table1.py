@@ -14,8 +14,8 @@ from pathlib import Path
 from steinvae.config import Config
 from steinvae.data import Dataset
 from steinvae.density import Annealing, Suite
-from steinvae.experiments.cells import Cell
-from steinvae.experiments.measured import measure_cells, read
+from steinvae.experiments.cells import read
+from steinvae.experiments.measured import measure_cells
 from steinvae.experiments.pilot import with_steps
 from steinvae.experiments.table1_cells import cells, dynamic, small
 from steinvae.experiments.table1_draw import draw, efforts, short
@@ -24,6 +24,7 @@ from steinvae.signals import OUT_OF_TIME, Interrupted, StopRequest
 
 NAME = "table1"
 BUDGETS = ("small", "cpu", "gpu")
+MINUTES = 60.0
 IMAGES = 200
 SUITE = Suite(
     estimators=("iw_g", "ais", "elbo", "units"),
@@ -51,22 +52,27 @@ def run(
     run_dir: Path,
     *,
     budget: str = "small",
-    minutes: float = 60.0,
+    minutes: float | None = None,
     slice_minutes: float | None = None,
 ) -> str:
     """Train and measure what is missing, and return all tables.
 
-    `minutes` of every run fix its steps for cpu and gpu. After `slice_minutes` training stops at a
-    step boundary with a checkpoint, and the next call continues there.
+    `minutes` (60) of every run fix its steps for cpu and gpu; small has its own. After
+    `slice_minutes` training stops at a step boundary with a checkpoint, and the next call continues
+    there.
 
-    Errors: ValueError for an unknown budget, minutes that are not positive, and minutes other than
-    those that the runs in `run_dir` were begun with.
+    Errors: ValueError for an unknown budget, minutes for small or not positive, and minutes other
+    than those that the runs in `run_dir` were begun with.
     """
     if budget not in BUDGETS:
         raise ValueError(f"budget must be one of {BUDGETS}, got {budget!r}")
     for name, value in (("minutes", minutes), ("slice_minutes", slice_minutes)):
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}")
+    if budget == "small" and minutes is not None:
+        raise ValueError(
+            f"minutes act for budgets cpu and gpu, small has 6,000 steps; got {minutes}"
+        )
     folder = run_dir / budget
     dataset: Dataset | None = None
     try:
@@ -75,8 +81,9 @@ def run(
             stop = stack.enter_context(StopRequest(seconds))
             for cell in cells(base(budget, root), seeds):
                 dataset = dataset or load_data(cell.config)
-                timed = cell if budget == "small" else _timed(cell, dataset, folder, minutes)
-                measure_cells(NAME, [timed], SUITE, IMAGES, output, folder, stop, dataset)
+                if budget != "small":
+                    cell = with_steps(cell, dataset, folder, minutes or MINUTES)
+                measure_cells(NAME, [cell], SUITE, IMAGES, output, folder, stop, dataset)
     except Interrupted as ending:
         if ending.number != OUT_OF_TIME:
             raise
@@ -110,7 +117,3 @@ def table(output: Path, seeds: Sequence[int]) -> str:
 def summary(output: Path, seeds: Sequence[int]) -> str:
     """The table of `small` in a few columns, for a front page."""
     return short(base("small", None), seeds, read(output))
-
-
-def _timed(cell: Cell, dataset: Dataset, folder: Path, minutes: float) -> Cell:
-    return with_steps(cell, dataset, folder, minutes)

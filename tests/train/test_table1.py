@@ -130,6 +130,8 @@ def test_options_out_of_range_are_named(tmp_path):
         table1.run(*arguments, budget="tiny")
     with pytest.raises(ValueError, match="minutes must be positive"):
         table1.run(*arguments, minutes=0.0)
+    with pytest.raises(ValueError, match="minutes act for budgets cpu and gpu"):
+        table1.run(*arguments, minutes=5.0)
 
 
 def test_the_table_is_drawn_from_records():
