@@ -1,0 +1,72 @@
+"""Every setting of a run, as frozen dataclasses: one docstring with its unit under each field.
+
+Nothing heavy is imported here, so that `--help` is fast. A value that is wrong by itself or does
+not fit another one raises `ValueError` with the dotted name of the setting, when it is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from steinvae.config._checks import require
+from steinvae.config.data import COUNTS, Binarization, DataConfig
+from steinvae.config.method import GROUPED, MethodConfig, MethodName, Rule
+from steinvae.config.model import ModelConfig
+from steinvae.config.training import EvaluationConfig, OptimizerConfig, TrainerConfig
+
+__all__ = [
+    "COUNTS",
+    "GROUPED",
+    "Binarization",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "MethodConfig",
+    "MethodName",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Rule",
+    "TrainerConfig",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    preset: str | None = None
+    """Name of the preset the other defaults came from."""
+
+    run_dir: str | None = None
+    """Run folder; default runs/<preset or data>-<method>-<seed>, then -2, -3 and so on."""
+
+    seed: int = 0
+    """Seed of initialisation, data order, noise and evaluation."""
+
+    resume: Literal["never", "auto"] = "never"
+    """auto: continue from the newest checkpoint of the run folder, bit for bit, if there is one."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1", self.seed)
+        self._check_density()
+
+    def _check_density(self) -> None:
+        """An encoder that folds has no density."""
+        method, encoder = self.method, self.model.encoder
+        counts = self.data.name in COUNTS and method.encoder_kind(self.model) == "concat"
+        require(not counts, "model.encoder", f"no concat for {self.data.name}", encoder)
+        if encoder not in ("residual", "concat"):
+            return
+        exact = method.name == "stein_viwae" and method.weights != "none" and method.log_q == "jac"
+        folds = f"for model.encoder {encoder}, which folds: its codes have no density"
+        require(not exact, "method.log_q", f"gauss or kde {folds}", method.log_q)
+        injective = f"flow or gaussian for method.name flow_elbo; {encoder} folds"
+        require(method.name != "flow_elbo", "model.encoder", injective, encoder)

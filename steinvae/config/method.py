@@ -1,0 +1,173 @@
+"""The learning rule and its particles: the settings under `method`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from steinvae.config._checks import require
+from steinvae.config.model import ModelConfig
+
+Rule = Literal["liu_wang", "median", "median_squared"]
+MethodName = Literal[
+    "stein_vae",
+    "stein_viwae",
+    "vae",
+    "iwae",
+    "planar_flow",
+    "vae_weighted_decoder",
+    "flow_elbo",
+]
+GROUPED = ("stein_viwae", "vae_weighted_decoder", "flow_elbo")
+"""Methods whose code_particles counts groups of importance_samples codes."""
+
+ANNEALED = "positive for a method.temperature above 1, else 0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """The learning rule and its particles."""
+
+    name: MethodName = "stein_vae"
+    """stein_vae: Algorithm 1 of Pu et al. 2017; stein_viwae: section 3. Baselines: vae, iwae,
+    planar_flow; vae_weighted_decoder: an ELBO encoder with the decoder gradient of stein_viwae;
+    flow_elbo: the flow encoder by its exact ELBO gradient."""
+
+    self_term: Literal["leave_one_out", "include"] = "leave_one_out"
+    """Does a code enter its own kernel average? include: eq. 5 as printed, which collapses."""
+
+    code_particles: int = 10
+    """Codes per image and step: M of the paper for z, samples of the bound for vae and iwae; for
+    stein_viwae, vae_weighted_decoder and flow_elbo groups of importance_samples codes."""
+
+    importance_samples: int = 5
+    """k, the codes of a group, within which importance weights sum to 1; k = 1 has no weights."""
+
+    weights: Literal["theta", "z", "both", "paper", "none"] = "theta"
+    """Importance weights act on the decoders' score (theta), the codes' direction (z), both, as
+    eqs. 12 and 13 print them (paper; theta_particles * k decoders), or not at all (none). Only
+    theta and none for vae_weighted_decoder and flow_elbo."""
+
+    log_q: Literal["gauss", "jac", "kde", "track"] = "gauss"
+    """Density of the codes in the weights: a Gaussian fitted to them, the exact one of an injective
+    encoder (jac), a kernel estimate (kde), or that of a chain (track: not for drawn codes).
+    vae_weighted_decoder and flow_elbo know it."""
+
+    entropy_weight: float = 1.0
+    """Times the entropy in the ELBO of vae_weighted_decoder's encoder: narrower codes below 1."""
+
+    theta_particles: int = 5
+    """Decoders: M of the paper for theta; the baselines train one whatever this says."""
+
+    pairing: Literal["full", "strat"] = "full"
+    """full: every decoder sees every code; strat: the codes are dealt out to the decoders."""
+
+    bandwidth: Rule | float = "liu_wang"
+    """Kernel bandwidth h of the codes, one per image: a rule, or h itself in squared code units."""
+
+    bandwidth_factor: float = 1.0
+    """Times the rule's h of the codes: a flatter kernel above 1. Only with a rule."""
+
+    theta_bandwidth: Rule | float = "liu_wang"
+    """Kernel bandwidth h of the decoders: a rule, or h itself in squared parameter units."""
+
+    regression_steps: int = 1
+    """K of eq. (7): optimiser steps of the encoder towards the moved codes."""
+
+    code_step: float = 0.1
+    """Step size epsilon of eq. (4); with K = 1 it cancels, so it acts only for K > 1."""
+
+    iwae_gradient: Literal["standard", "dreg"] = "standard"
+    """Encoder gradient of iwae: that of the bound, or doubly reparameterised (Tucker et al.)."""
+
+    temperature: float = 1.0
+    """T of the codes' target p(x, z)^(1/T) at step 0, falling as T^(1 - step / annealing_steps) to
+    1: far modes part late. About the square of half their distance, in standard deviations."""
+
+    annealing_steps: int = 0
+    """Steps until the temperature is 1; 0 for temperature 1."""
+
+    fixed_theta: bool = False
+    """Leave the decoders as they are and train the encoder alone."""
+
+    shared_noise: bool = False
+    """Use the same noise xi for every image of a minibatch, as Algorithm 1 prints it."""
+
+    def __post_init__(self) -> None:
+        codes, decoders, steps = self.code_particles, self.theta_particles, self.regression_steps
+        require(codes >= 1, "method.code_particles", "at least 1", codes)
+        require(decoders >= 1, "method.theta_particles", "at least 1", decoders)
+        require(steps >= 1, "method.regression_steps", "at least 1", steps)
+        require(self.code_step > 0, "method.code_step", "positive", self.code_step)
+        check_bandwidth(self.bandwidth, "method.bandwidth")
+        check_bandwidth(self.theta_bandwidth, "method.theta_bandwidth")
+        factor, ruled = self.bandwidth_factor, isinstance(self.bandwidth, str)
+        require(0 < factor < float("inf"), "method.bandwidth_factor", "positive", factor)
+        fixed = "1 where method.bandwidth is a number: that is h itself"
+        require(ruled or factor == 1, "method.bandwidth_factor", fixed, factor)
+        entropy, alone = self.entropy_weight, self.name != "vae_weighted_decoder"
+        allowed = entropy == 1 if alone else 0 < entropy < float("inf")
+        fitting = f"{1 if alone else 'positive'} for method.name {self.name}"
+        require(allowed, "method.entropy_weight", fitting, entropy)
+        k = self.importance_samples
+        require(k >= 1, "method.importance_samples", "at least 1", k)
+        if self.is_stein:
+            self._check_particles()
+        self._check_annealing()
+        if self.name == "stein_viwae" and self.weights != "none":
+            chain = "gauss, kde or jac: track needs a chain of persistent codes, these are redrawn"
+            require(self.log_q != "track", "method.log_q", chain, self.log_q)
+        follows_elbo = self.name in ("vae_weighted_decoder", "flow_elbo")
+        require(
+            not follows_elbo or self.weights in ("theta", "none"),
+            "method.weights",
+            f"theta or none for method.name {self.name}, whose codes follow no Stein direction",
+            self.weights,
+        )
+
+    @property
+    def is_stein(self) -> bool:
+        """Whether codes and decoders follow Stein directions."""
+        return self.name in ("stein_vae", "stein_viwae")
+
+    def encoder_kind(self, model: ModelConfig) -> str:
+        """The encoder this method trains."""
+        if self.is_stein or self.name == "flow_elbo":
+            return model.encoder
+        return "planar" if self.name == "planar_flow" else "gaussian"
+
+    @property
+    def codes_per_image(self) -> int:
+        """S: code_particles, times k where those count groups."""
+        return self.code_particles * (self.importance_samples if self.name in GROUPED else 1)
+
+    @property
+    def decoders(self) -> int:
+        """Decoders that are trained: theta_particles (times k for weights paper), or 1."""
+        groups = self.name == "stein_viwae" and self.weights == "paper"
+        per_particle = self.importance_samples if groups else 1
+        return self.theta_particles * per_particle if self.is_stein else 1
+
+    def _check_annealing(self) -> None:
+        hot, steps = self.temperature, self.annealing_steps
+        require(1 <= hot < float("inf"), "method.temperature", "at least 1", hot)
+        require((steps > 0) == (hot > 1), "method.annealing_steps", ANNEALED, steps)
+        weighted = self.name == "stein_viwae" and self.weights not in ("theta", "none")
+        can = self.name in ("stein_vae", "stein_viwae", "planar_flow", "flow_elbo") and not weighted
+        what = f"1 for method.name {self.name}, whose {'weights' if weighted else 'bound'} has none"
+        require(can or hot == 1, "method.temperature", what, hot)
+
+    def _check_particles(self) -> None:
+        codes, decoders = self.code_particles, self.theta_particles
+        others = self.self_term == "include" or self.codes_per_image >= 2
+        enough = "at least 2 for method.self_term leave_one_out"
+        require(others, "method.code_particles", enough, codes)
+        dealt = self.pairing == "full" or codes % decoders == 0
+        even = f"a multiple of method.theta_particles ({decoders}) for method.pairing strat"
+        require(dealt, "method.code_particles", even, codes)
+
+
+def check_bandwidth(value: Rule | float, setting: str) -> None:
+    named = value in get_args(Rule)
+    positive = isinstance(value, (int, float)) and 0 < value < float("inf")
+    require(named or positive, setting, f"one of {get_args(Rule)} or a positive number", value)

@@ -1,0 +1,60 @@
+"""Recognition networks z = f(x, xi), xi ~ N(0, I): Pu et al. 2017, section 2.2.
+
+Only drawing codes is asked of an encoder. Where f(x, .) is injective by construction the codes have
+a density, log q(f(x, xi) | x) = log N(xi; 0, I) - log |det df/dxi|, and `injective` says so.
+
+Shapes: B images of X pixels, S codes an image, d code dimensions, H hidden units.
+Everything that depends on x alone is computed once per image, not once per code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from steinvae.recognition.base import StochasticEncoder, standard_normal
+from steinvae.recognition.concat import ConcatEncoder
+from steinvae.recognition.flow import FlowEncoder
+from steinvae.recognition.gaussian import LOG_SIGMA_START, GaussianEncoder
+from steinvae.recognition.planar import PlanarEncoder
+from steinvae.recognition.residual import GAIN, NoiseResidual, ResidualEncoder
+
+__all__ = [
+    "ENCODERS",
+    "GAIN",
+    "LOG_SIGMA_START",
+    "ConcatEncoder",
+    "FlowEncoder",
+    "GaussianEncoder",
+    "NoiseResidual",
+    "PlanarEncoder",
+    "ResidualEncoder",
+    "StochasticEncoder",
+    "make_encoder",
+    "standard_normal",
+]
+
+
+ENCODERS: dict[str, type[StochasticEncoder]] = {
+    "gaussian": GaussianEncoder,
+    "flow": FlowEncoder,
+    "planar": PlanarEncoder,
+    "residual": ResidualEncoder,
+    "concat": ConcatEncoder,
+}
+
+
+def make_encoder(
+    kind: str,
+    pixels: int,
+    hidden: Sequence[int],
+    codes: int,
+    generator: torch.Generator,
+    depth: int = 1,
+) -> StochasticEncoder:
+    """The encoder called `kind`; `depth` counts the blocks of flow and the layers of planar."""
+    if kind not in ENCODERS:
+        raise ValueError(f"model.encoder must be one of {sorted(ENCODERS)}, got {kind!r}")
+    options = {"depth": depth} if kind in ("flow", "planar") else {}
+    return ENCODERS[kind](pixels, hidden, codes, generator, **options)  # type: ignore[call-arg]
