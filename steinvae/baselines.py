@@ -27,29 +27,48 @@ from steinvae.weights import effective_samples
 def vae(networks: Networks, batch: Batch, method: MethodConfig, data_size: int) -> Gradients:
     """Negative ELBO with a Gaussian encoder: distortion by S reparameterised codes, rate exact."""
     mean, log_sigma, codes = _gaussian_codes(networks, batch)
-    leaves = networks.theta.leaves()
-    log_likelihood = networks.model.log_likelihood(leaves, codes[None], batch.pixels)
-    rate = 0.5 * (mean.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(-1)
-    negative_elbo = (rate - log_likelihood.mean((0, 2))).mean()
-    stats = {"negative_elbo": negative_elbo, "rate": rate.mean()}
-    return _descend(networks, leaves, negative_elbo, log_likelihood, codes, stats, data_size)
+    rate = 0.5 * (mean.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(-1).mean()
+    return _elbo(networks, batch, method, data_size, codes, None, rate, rate)
 
 
 def iwae(networks: Networks, batch: Batch, method: MethodConfig, data_size: int) -> Gradients:
-    """Negative importance-weighted bound of S codes: -log mean_s p(x, z_s) / q(z_s | x)."""
-    if method.iwae_gradient == "dreg":
-        return _iwae_dreg(networks, batch, data_size)
+    """Negative importance-weighted bound of S codes: -log mean_s p(x, z_s) / q(z_s | x).
+
+    With w_s the normalised weights its gradient is -sum_s w_s grad log [ p(x, z_s) / q(z_s | x) ],
+    along the codes and through the density's own parameters; `dreg` is the doubly reparameterised
+    one for the encoder, sum_s w_s^2 (d log w / d z_s) (d z_s / d eta) with those parameters held:
+    the score function term, whose signal-to-noise falls with S, is gone. Tucker et al. 2019, eq. 8.
+    """
     _, log_sigma, codes = _gaussian_codes(networks, batch)
-    leaves = networks.theta.leaves()
-    log_likelihood = networks.model.log_likelihood(leaves, codes[None], batch.pixels)
+    images, samples, _ = codes.shape
     # log p(z) - log q(z | x): the factors (2 pi)^(-d/2) cancel.
     noise = batch.noise.square().sum(-1)
     log_ratio = 0.5 * (noise - codes.square().sum(-1)) + log_sigma.sum(-1, keepdim=True)
-    log_weights, samples = log_likelihood[0] + log_ratio, codes.shape[1]
-    bound = log_weights.logsumexp(-1) - log(samples)
-    effective = effective_samples(log_weights.detach().softmax(-1), samples)
-    stats = {"negative_bound": -bound.mean(), "effective_samples": effective}
-    return _descend(networks, leaves, -bound.mean(), log_likelihood, codes, stats, data_size)
+    pairs = pair_gradients(
+        *(networks.model, networks.theta, codes, batch.pixels),
+        Pairing("full", samples),
+        log_ratio.detach(),
+    )
+    log_weights = pairs.log_likelihood[0] + log_ratio.detach()
+    weights = log_weights.softmax(-1)
+    if method.iwae_gradient == "dreg":
+        deviation = batch.noise * (-log_sigma.detach()).exp()[:, None]  # -grad_z log q
+        to_codes = pairs.codes - codes.detach() + deviation
+        surrogate = (weights.square()[..., None] * to_codes * codes).sum()
+    else:
+        surrogate = (weights[..., None] * pairs.codes * codes).sum() + (weights * log_ratio).sum()
+    bound = (log_weights.logsumexp(-1) - log(samples)).mean()
+    stats = {
+        "distortion": -pairs.log_likelihood.mean(),
+        "code_spread": code_spread(codes),
+        "negative_bound": -bound,
+        "effective_samples": effective_samples(weights, samples),
+    }
+    return Gradients(
+        theta=pairs.theta.div_(-images).add_(networks.theta.flat, alpha=1 / data_size),
+        eta=list(torch.autograd.grad(surrogate / -images, networks.eta())),
+        stats=stats,
+    )
 
 
 def vae_weighted_decoder(
@@ -127,7 +146,7 @@ def _elbo(
     pairs = pair_gradients(networks.model, networks.theta, codes, batch.pixels, pairing, log_ratio)
     seen = (codes * pairs.codes).sum() / (images * samples)
     surrogate = descended - seen / batch.temperature
-    distortion = -pairs.log_likelihood.mean()
+    distortion, terms = -pairs.log_likelihood.mean(), images * samples // group
     stats = {
         "distortion": distortion,
         "code_spread": code_spread(codes),
@@ -137,41 +156,8 @@ def _elbo(
     if pairs.weights is not None:
         stats["effective_samples"] = effective_samples(pairs.weights, group)
     return Gradients(
-        theta=networks.theta.flat / data_size - pairs.theta / (images * samples // group),
+        theta=pairs.theta.div_(-terms).add_(networks.theta.flat, alpha=1 / data_size),
         eta=list(torch.autograd.grad(surrogate, networks.eta())),
-        stats={name: value.detach() for name, value in stats.items()},
-    )
-
-
-def _iwae_dreg(networks: Networks, batch: Batch, data_size: int) -> Gradients:
-    """The same bound with the doubly reparameterised encoder gradient.
-
-    sum_s w_s^2 (d log w / d z_s) (d z_s / d eta), the density's own parameters held: the score
-    function term, whose signal-to-noise falls with S, is gone. Tucker et al. 2019, eq. 8.
-    """
-    mean, log_sigma, codes = _gaussian_codes(networks, batch)
-    leaves = networks.theta.leaves()
-    free = codes.detach().requires_grad_()
-    log_likelihood = networks.model.log_likelihood(leaves, free[None], batch.pixels)
-    deviation = (-log_sigma.detach()).exp()[:, None] * (free - mean.detach()[:, None])
-    log_q = standard_normal(deviation) - log_sigma.detach().sum(-1, keepdim=True)
-    log_weights = log_likelihood[0] + standard_normal(free) - log_q
-    images, samples, _ = codes.shape
-    weights = log_weights.detach().softmax(-1)
-    to_codes, *to_theta = torch.autograd.grad(
-        log_weights, [free, *leaves.values()], grad_outputs=weights / -images
-    )
-    bound = log_weights.logsumexp(-1) - log(samples)
-    stats = {
-        "distortion": -log_likelihood.mean(),
-        "code_spread": code_spread(codes),
-        "negative_bound": -bound.mean(),
-        "effective_samples": effective_samples(weights, samples),
-    }
-    eta = torch.autograd.grad(codes, networks.eta(), grad_outputs=weights[..., None] * to_codes)
-    return Gradients(
-        theta=networks.theta.flatten(to_theta) + networks.theta.flat / data_size,
-        eta=list(eta),
         stats={name: value.detach() for name, value in stats.items()},
     )
 
@@ -182,23 +168,3 @@ def _gaussian_codes(networks: Networks, batch: Batch) -> tuple[Tensor, Tensor, T
         raise TypeError(f"this method needs a Gaussian encoder, got {type(encoder).__name__}")
     mean, log_sigma = encoder.moments(encoder.features(batch.pixels))
     return mean, log_sigma, mean[:, None] + log_sigma.exp()[:, None] * batch.noise
-
-
-def _descend(
-    networks: Networks,
-    leaves: dict[str, Tensor],
-    loss: Tensor,
-    log_likelihood: Tensor,
-    codes: Tensor,
-    stats: dict[str, Tensor],
-    data_size: int,
-) -> Gradients:
-    """Gradients of a bound per image; the prior N(0, I) of theta adds theta / N, as for Stein."""
-    gradients = torch.autograd.grad(loss, [*leaves.values(), *networks.eta()])
-    to_theta = networks.theta.flatten(gradients[: len(leaves)])
-    shared = {"distortion": -log_likelihood.mean(), "code_spread": code_spread(codes)}
-    return Gradients(
-        theta=to_theta + networks.theta.flat / data_size,
-        eta=list(gradients[len(leaves) :]),
-        stats={name: value.detach() for name, value in (shared | stats).items()},
-    )

@@ -75,4 +75,5 @@ def code_spread(codes: Tensor) -> Tensor:
 
     Zero for a single code. Divided by S, so that it is defined for S = 1.
     """
-    return codes.detach().var(dim=1, correction=0).mean().sqrt()
+    drawn = codes.detach()
+    return (drawn - drawn.mean(1, keepdim=True)).square_().mean().sqrt()

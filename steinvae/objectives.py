@@ -36,7 +36,7 @@ def stein_vae(networks: Networks, batch: Batch, method: MethodConfig, data_size:
     Eq. 7 from eta = eta(t) is the chain rule: -sum_bs J_bs^T phi_bs. The step size epsilon is a
     factor that Adam divides out; codes are redrawn at every step, so no optimiser state is theirs.
     """
-    codes = networks.encoder(batch.pixels, batch.noise)
+    codes = networks.encoder.draw(batch.pixels, batch.noise)
     scores = posterior_scores(
         networks.model,
         networks.theta,
@@ -61,7 +61,7 @@ def stein_viwae(
     if method.importance_samples == 1:
         return stein_vae(networks, batch, method, data_size)
     group, kind = method.importance_samples, method.weights
-    codes = networks.encoder(batch.pixels, batch.noise)
+    codes = networks.encoder.draw(batch.pixels, batch.noise)
     pairing = Pairing(method.pairing, group, batch.permutation, sliced=kind == "paper")
     log_ratio = None
     if kind != "none":
@@ -157,7 +157,7 @@ def _move(
     )
     stats = _stein_stats(networks, batch, drawn, scores, to_codes, method)
     return Gradients(
-        theta=-to_theta,
+        theta=to_theta.neg_(),
         eta=encoder_gradients(networks, codes, to_codes),
         stats=stats | weights.stats,
         targets=drawn + method.code_step * to_codes if method.regression_steps > 1 else None,
@@ -168,7 +168,7 @@ def regression_gradients(
     networks: Networks, batch: Batch, targets: Tensor, step_size: float
 ) -> list[Tensor]:
     """Gradient of mean_bs |f(x, xi) - target|^2 / (2 epsilon): regression steps 2 to K of eq. 7."""
-    codes = networks.encoder(batch.pixels, batch.noise)
+    codes = networks.encoder.draw(batch.pixels, batch.noise)
     return encoder_gradients(networks, codes, (targets - codes.detach()) / step_size)
 
 

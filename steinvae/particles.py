@@ -55,14 +55,17 @@ class ParticleEnsemble:
 
     def leaves(self) -> dict[str, Tensor]:
         """Fresh autograd leaves, name -> (M, *shape), that share the buffer's storage."""
-        leaves, start = {}, 0
+        graph = torch.is_grad_enabled()
+        return {
+            name: view.detach().requires_grad_(graph)
+            for name, view in self.views(self.flat).items()
+        }
+
+    def views(self, flat: Float[Tensor, "M P"]) -> dict[str, Tensor]:
+        """Views of any buffer of this shape, name -> (M, *shape)."""
+        views, start = {}, 0
         for item in self.parameters:
             stop = start + prod(item.shape)
-            view = self.flat[:, start:stop].view(self.particles, *item.shape)
-            leaves[item.name] = view.detach().requires_grad_(torch.is_grad_enabled())
+            views[item.name] = flat[:, start:stop].view(self.particles, *item.shape)
             start = stop
-        return leaves
-
-    def flatten(self, gradients: Sequence[Tensor]) -> Float[Tensor, "M P"]:
-        """Gradients of the leaves, in their order, as one (M, P) tensor."""
-        return torch.cat([gradient.reshape(self.particles, -1) for gradient in gradients], dim=1)
+        return views

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from steinvae.config import COUNTS, Config, ModelConfig
-from steinvae.stein import PAIRS_AT_ONCE
+from steinvae.models.closed_form import NUMBERS_AT_ONCE
+from steinvae.pairs import PAIRS_AT_ONCE
 
 PIXELS = {
     "digits": 64,
@@ -101,10 +102,9 @@ def make_plan(config: Config) -> Plan:
     decoder, encoder = _dense(widths), _encoder_parameters(kind, model, pixels)
     every = method.is_stein and method.pairing == "full"
     pairs = method.codes_per_image * (method.theta_particles if every else 1)
-    at_once = min(images, max(1, PAIRS_AT_ONCE // (pairs * pixels)))
+    closed = config.data.name not in COUNTS
+    at_once = min(images, max(1, PAIRS_AT_ONCE // (pairs * (model.codes if closed else pixels))))
     parameters = method.decoders * decoder + encoder
-    # kept for the backward pass: a layer's input and the logits; then loss and gradient of those
-    a_pair = sum(widths[:-1]) + 3 * pixels
     a_code = sum(_widths_of_a_code(kind, model))
     validation = config.evaluation.validation_images * config.evaluation.validation_samples
     return Plan(
@@ -117,12 +117,26 @@ def make_plan(config: Config) -> Plan:
         validation_passes=validation * method.decoders,
         flops=3 * 2 * images * pairs * sum(a * b for a, b in pairwise(widths)),
         images_at_once=at_once,
-        decoding_bytes=_FLOAT * at_once * pairs * a_pair,
+        decoding_bytes=_FLOAT * (_closed_form if closed else _graph)(widths, at_once * pairs),
         code_bytes=_FLOAT * _CODE_COPIES * images * method.codes_per_image * model.codes,
         encoder_bytes=_FLOAT * images * method.codes_per_image * a_code,
         state_bytes=_FLOAT * _STATE_COPIES * parameters,
         update_bytes=_FLOAT * _UPDATE_COPIES * parameters,
     )
+
+
+def _graph(widths: Sequence[int], pairs: int) -> int:
+    """Numbers that autograd keeps: inputs of layers and logits, then loss and gradient of those."""
+    return pairs * (sum(widths[:-1]) + 3 * widths[-1])
+
+
+def _closed_form(widths: Sequence[int], pairs: int) -> int:
+    """Numbers of a pass in closed form: a pair's gradient in its code (dealt, and collected again),
+    log-likelihood, weight and ratio; a block's activations, a spare for the logits, and
+    for every layer its input with weights and the gradient in it.
+    """
+    block = min(pairs, NUMBERS_AT_ONCE["cpu"] // max(widths))
+    return pairs * (3 * widths[0] + 3) + block * (3 * sum(widths) - widths[-1])
 
 
 def _dense(widths: Sequence[int]) -> int:

@@ -9,18 +9,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from stein_kernels import median_bandwidth, svgd_direction
 from steinvae.models import GenerativeModel
-from steinvae.pairs import PairGradients, Pairing, pair_gradients
+from steinvae.pairs import Pairing, pair_gradients
 from steinvae.particles import ParticleEnsemble
-
-PAIRS_AT_ONCE = 2**27
-"""Numbers that the decoders put out in one backward pass, 0.5 GB in float32; a larger minibatch is
-decoded in chunks of images, at the least one."""
 
 
 class Scores(NamedTuple):
@@ -67,35 +62,14 @@ def posterior_scores(
     """
     if isinstance(pairing, str):
         pairing = Pairing(pairing, permutation=permutation)
-    outputs = codes.shape[1] * pairing.decoders_per_code(theta.particles) * pixels.shape[1]
-    chunk = max(1, PAIRS_AT_ONCE // outputs)
-    parts = []
-    for start in range(0, len(pixels), chunk):
-        rows = slice(start, start + chunk)
-        ratio = None if log_ratio is None else log_ratio[rows]
-        parts.append(pair_gradients(model, theta, codes[rows], pixels[rows], pairing, ratio))
-    gradients = parts[0] if len(parts) == 1 else _join(parts)
+    gradients = pair_gradients(model, theta, codes, pixels, pairing, log_ratio)
     _, images, evaluated = gradients.log_likelihood.shape
     terms = images * (evaluated if log_ratio is None else evaluated // pairing.group)
     return Scores(
         codes=gradients.codes - codes.detach(),
-        theta=gradients.theta * (data_size / terms) - theta.flat,
+        theta=gradients.theta.mul_(data_size / terms).sub_(theta.flat),  # a buffer of ours
         log_likelihood=gradients.log_likelihood,
         weights=gradients.weights,
-    )
-
-
-def _join(parts: list[PairGradients]) -> PairGradients:
-    """Chunks of images: codes and pairs side by side, theta summed."""
-    total = parts[0].theta
-    for part in parts[1:]:
-        total = total + part.theta
-    weights = [part.weights for part in parts if part.weights is not None]
-    return PairGradients(
-        codes=torch.cat([part.codes for part in parts]),
-        theta=total,
-        log_likelihood=torch.cat([part.log_likelihood for part in parts], dim=1),
-        weights=torch.cat(weights, dim=1) if weights else None,
     )
 
 
@@ -171,4 +145,5 @@ def theta_direction(
     leaves the fixed point alone and makes gradients of order one for the optimiser. `weights` sum
     to 1 (eq. 12).
     """
-    return svgd_direction(theta, score, weights=weights, bandwidth=bandwidth) / data_size
+    direction = svgd_direction(theta, score, weights=weights, bandwidth=bandwidth)
+    return direction.div_(data_size)

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from steinvae.models.closed_form import ClosedForm, Weigh
 from steinvae.particles import Parameter
 
 
@@ -28,4 +29,31 @@ class GenerativeModel(Protocol):
 
     def mean_images(self, theta: dict[str, Tensor], codes: Tensor) -> Tensor:
         """E[x | z_i, theta_m], the decoders taking turns: codes (n, d) -> (n, X) in [0, 1]."""
+        ...
+
+
+@runtime_checkable
+class HasPairGradients(Protocol):
+    """What a model may offer beside: gradients of all pairs without an autograd graph.
+
+    Training then uses them. Shapes as in `GenerativeModel`.
+    """
+
+    def pair_gradients(
+        self,
+        theta: dict[str, Tensor],
+        codes: Tensor,
+        pixels: Tensor,
+        into: dict[str, Tensor],
+        *,
+        weigh: Weigh | None = None,
+        group: int = 1,
+        fresh: bool = True,
+    ) -> ClosedForm:
+        """log p(x_b | z_bs, theta_m) of all pairs with its gradient in each pair's code.
+
+        `into`, shaped as theta, gets sum_pairs w grad_theta log p(x | z, theta): written where
+        `fresh`, else added. w = `weigh(log_likelihood, block)` for blocks (slices of decoders,
+        images and codes) that have whole groups of `group` codes, 1 without `weigh`.
+        """
         ...

@@ -7,20 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from steinvae.models.closed_form import ClosedForm, Layers, Weigh, bernoulli_gradients
 from steinvae.particles import Parameter
 
 
 class BernoulliMlp:
     """p(x | z, theta) = prod_i Bernoulli(x_i; sigmoid(l_i(z, theta))), l a tanh MLP.
 
-    All M decoders run in one batched matrix product a layer; no loop over particles.
+    All M decoders run in one batched matrix product a layer; no loop over particles. Training takes
+    gradients in closed form (`pair_gradients`); a subclass that changes the likelihood loses them
+    to autograd unless it brings its own.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if {"logits", "log_likelihood"} & vars(cls).keys() and "pair_gradients" not in vars(cls):
+            cls.pair_gradients = None  # type: ignore[assignment]
 
     def __init__(self, codes: int, hidden: Sequence[int], pixels: int) -> None:
         self.widths = (codes, *hidden, pixels)
@@ -64,6 +73,28 @@ class BernoulliMlp:
         logits = self.logits(theta, codes.flatten(1, 2)).unflatten(1, (images, samples))
         target = pixels[:, None, :].expand_as(logits)
         return -F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
+
+    def pair_gradients(
+        self,
+        theta: dict[str, Tensor],
+        codes: Float[Tensor, "#M B n d"],
+        pixels: Float[Tensor, "B X"],
+        into: dict[str, Tensor],
+        *,
+        weigh: Weigh | None = None,
+        group: int = 1,
+        fresh: bool = True,
+    ) -> ClosedForm:
+        """See `models.HasPairGradients`."""
+        return bernoulli_gradients(
+            *(self._layers(theta), codes, pixels, self._layers(into)),
+            weigh=weigh,
+            group=group,
+            fresh=fresh,
+        )
+
+    def _layers(self, theta: dict[str, Tensor]) -> Layers:
+        return [(theta[f"weight{i}"], theta[f"bias{i}"]) for i in range(len(self.widths) - 1)]
 
     def mean_images(
         self, theta: dict[str, Tensor], codes: Float[Tensor, "n d"]

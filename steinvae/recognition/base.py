@@ -24,6 +24,12 @@ class StochasticEncoder(nn.Module, ABC):
     ) -> Float[Tensor, "B S d"]:
         """pixels (B, X), noise (B or 1, S, e) -> codes (B, S, d); e = d except in a user's own."""
 
+    def draw(
+        self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S e"]
+    ) -> Float[Tensor, "B S d"]:
+        """`forward` for training: differentiable once, and as fast as a network can make it."""
+        return self(pixels, noise)
+
     def jacobian(
         self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S e"]
     ) -> Float[Tensor, "B S d e"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -44,11 +44,24 @@ class FlowEncoder(ResidualEncoder):
     def forward(
         self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S d"]
     ) -> Float[Tensor, "B S d"]:
+        return self._transport(pixels, noise, NoiseResidual.forward)
+
+    def draw(
+        self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S d"]
+    ) -> Float[Tensor, "B S d"]:
+        return self._transport(pixels, noise, NoiseResidual.draw)
+
+    def _transport(
+        self,
+        pixels: Tensor,
+        noise: Tensor,
+        residual: Callable[[NoiseResidual, Tensor, Tensor], Tensor],
+    ) -> Tensor:
         features = self.features(pixels)
         mean, log_sigma = self.moments(features)
         bent = noise
         for block in self.blocks:
-            bent = bent + block.gain() * block(features, bent)
+            bent = bent + block.gain() * residual(block, features, bent)
         return mean[:, None] + log_sigma.exp()[:, None] * bent
 
     def jacobian(

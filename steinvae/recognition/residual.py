@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from steinvae.models.mlp import TanhMlp
 from steinvae.recognition.base import StochasticEncoder
 from steinvae.recognition.gaussian import GaussianEncoder
+from steinvae.recognition.noise_network import noise_network
 from steinvae.recognition.tangents import through
 from steinvae.spectral import spectral_norm_bound
 
@@ -36,6 +37,19 @@ class NoiseResidual(nn.Module):
         """features (B, H), noise (B or 1, S, d) -> (B, S, d)."""
         return self.rest((self.from_image(features)[:, None] + self.from_noise(noise)).tanh())
 
+    def draw(
+        self, features: Float[Tensor, "B H"], noise: Float[Tensor, "#B S d"]
+    ) -> Float[Tensor, "B S d"]:
+        """`forward` with a backward pass in closed form; differentiable once."""
+        first = self.from_noise.last
+        layers = [*self.rest.hidden, self.rest.last]
+        return noise_network(
+            self.from_image(features) + first.bias,
+            noise,
+            first.weight,
+            [(layer.weight, layer.bias) for layer in layers],  # type: ignore[misc]
+        )
+
     def with_jacobian(
         self, features: Float[Tensor, "B H"], noise: Float[Tensor, "#B S d"]
     ) -> tuple[Float[Tensor, "B S d"], Float[Tensor, "B S d d"]]:
@@ -45,8 +59,8 @@ class NoiseResidual(nn.Module):
 
     def gain(self) -> Float[Tensor, ""]:
         """rho = min(1, 0.9 / Lip r): u -> u + rho r is injective."""
-        bound = self.lipschitz_bound()
-        return (GAIN / (bound.detach() if self.constant_gain else bound)).clamp(max=1.0)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.constant_gain):
+            return (GAIN / self.lipschitz_bound()).clamp(max=1.0)
 
     def lipschitz_bound(self) -> Float[Tensor, ""]:
         """Upper bound of the Lipschitz constant in xi, scalar: the product of the layers' norms."""
@@ -72,6 +86,14 @@ class ResidualEncoder(GaussianEncoder):
         mean, log_sigma = self.moments(features)
         gaussian = mean[:, None] + log_sigma.exp()[:, None] * noise
         return gaussian + self.residual(features, noise)
+
+    def draw(
+        self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S d"]
+    ) -> Float[Tensor, "B S d"]:
+        features = self.features(pixels)
+        mean, log_sigma = self.moments(features)
+        gaussian = mean[:, None] + log_sigma.exp()[:, None] * noise
+        return gaussian + self.residual.draw(features, noise)
 
     def jacobian(
         self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S d"]

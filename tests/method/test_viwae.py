@@ -156,7 +156,7 @@ def test_decoding_image_by_image_changes_nothing(make_networks, pixels, monkeypa
         )
 
     whole = scores()
-    monkeypatch.setattr("steinvae.stein.PAIRS_AT_ONCE", 1)
+    monkeypatch.setattr("steinvae.pairs.PAIRS_AT_ONCE", 1)
     for first, second in zip(scores(), whole, strict=True):
         assert (first is None) == (second is None)
         if first is not None:
