@@ -36,6 +36,11 @@ class Batch(NamedTuple):
     temperature: float = 1.0
     """T: codes are moved towards p(x, z)^(1/T)."""
 
+    def images(self, rows: slice) -> Batch:
+        """The same for some of the images."""
+        noise = self.noise if len(self.noise) == 1 else self.noise[rows]
+        return self._replace(pixels=self.pixels[rows], noise=noise)
+
 
 class Gradients(NamedTuple):
     """Descent gradients, ready for an optimiser, and what to log."""

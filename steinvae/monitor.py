@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stein_kernels import median_bandwidth, rbf_gram
+from steinvae.chunks import chunks, numbers_of_a_code
 from steinvae.config import MethodConfig
 from steinvae.networks import Networks
 from steinvae.recognition import StochasticEncoder
@@ -52,6 +53,16 @@ def exact_score(
 
     With l(xi) = log q(f(x, xi) | x) the chain rule is J^T grad_z log q = grad_xi l, J = df/dxi.
     """
+    numbers = len(pixels) * numbers_of_a_code(encoder, jacobian=True)
+    parts = [
+        _exact_score(encoder, pixels, noise[:, some]) for some in chunks(noise.shape[1], numbers)
+    ]
+    return ScoredCodes(
+        torch.cat([part.codes for part in parts], 1), torch.cat([part.score for part in parts], 1)
+    )
+
+
+def _exact_score(encoder: StochasticEncoder, pixels: Tensor, noise: Tensor) -> ScoredCodes:
     with torch.enable_grad():
         free = noise.expand(len(pixels), -1, -1).detach().requires_grad_()
         codes, log_q = encoder.codes_and_log_density(pixels, free)

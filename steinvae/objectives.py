@@ -13,8 +13,9 @@ from torch import Tensor
 
 from stein_kernels import kernel_stein_discrepancy
 from steinvae.baselines import BASELINES, iwae, vae
+from steinvae.chunks import Drawn, in_chunks
 from steinvae.config import MethodConfig
-from steinvae.gradients import Batch, Gradients, Objective, code_spread, encoder_gradients
+from steinvae.gradients import Batch, Gradients, Objective, code_spread
 from steinvae.monitor import field_stats, fold_stats
 from steinvae.networks import Networks
 from steinvae.pairs import Pairing
@@ -36,16 +37,16 @@ def stein_vae(networks: Networks, batch: Batch, method: MethodConfig, data_size:
     Eq. 7 from eta = eta(t) is the chain rule: -sum_bs J_bs^T phi_bs. The step size epsilon is a
     factor that Adam divides out; codes are redrawn at every step, so no optimiser state is theirs.
     """
-    codes = networks.encoder.draw(batch.pixels, batch.noise)
+    drawn = Drawn(networks, batch)
     scores = posterior_scores(
         networks.model,
         networks.theta,
-        codes,
+        drawn.codes,
         batch.pixels,
         data_size=data_size,
         pairing=Pairing(method.pairing, permutation=batch.permutation),
     )
-    return _move(networks, batch, method, data_size, codes, scores)
+    return _move(networks, batch, method, data_size, drawn, scores)
 
 
 def stein_viwae(
@@ -61,13 +62,13 @@ def stein_viwae(
     if method.importance_samples == 1:
         return stein_vae(networks, batch, method, data_size)
     group, kind = method.importance_samples, method.weights
-    codes = networks.encoder.draw(batch.pixels, batch.noise)
+    drawn = Drawn(networks, batch)
     pairing = Pairing(method.pairing, group, batch.permutation, sliced=kind == "paper")
     log_ratio = None
     if kind != "none":
         log_ratio = log_prior_over_q(
             networks.encoder,
-            codes.detach(),
+            drawn.codes,
             batch.pixels,
             batch.noise,
             estimator=method.log_q,
@@ -76,7 +77,7 @@ def stein_viwae(
     scores = posterior_scores(
         networks.model,
         networks.theta,
-        codes,
+        drawn.codes,
         batch.pixels,
         data_size=data_size,
         pairing=pairing,
@@ -85,7 +86,7 @@ def stein_viwae(
     weights = _Weights()
     if log_ratio is not None:
         weights = _weigh(scores, log_ratio, pairing, method, networks.theta.particles)
-    return _move(networks, batch, method, data_size, codes, scores, weights)
+    return _move(networks, batch, method, data_size, drawn, scores, weights)
 
 
 class _Weights:
@@ -129,7 +130,7 @@ def _move(
     batch: Batch,
     method: MethodConfig,
     data_size: int,
-    codes: Tensor,
+    drawn: Drawn,
     scores: Scores,
     weights: _Weights | None = None,
 ) -> Gradients:
@@ -139,11 +140,11 @@ def _move(
     """
     weights = weights or _Weights()
     scores = scores._replace(codes=scores.codes / batch.temperature)
-    drawn = codes.detach()
+    codes = drawn.codes
     to_codes = code_direction(
-        drawn,
+        codes,
         scores.codes,
-        bandwidth=code_bandwidth(drawn, method.bandwidth, method.bandwidth_factor),
+        bandwidth=code_bandwidth(codes, method.bandwidth, method.bandwidth_factor),
         leave_one_out=method.self_term == "leave_one_out",
         weights=weights.codes,
         group=method.importance_samples,
@@ -155,12 +156,12 @@ def _move(
         data_size=data_size,
         weights=weights.theta,
     )
-    stats = _stein_stats(networks, batch, drawn, scores, to_codes, method)
+    stats = _stein_stats(networks, batch, codes, scores, to_codes, method)
     return Gradients(
         theta=to_theta.neg_(),
-        eta=encoder_gradients(networks, codes, to_codes),
+        eta=drawn.pull_back(to_codes),
         stats=stats | weights.stats,
-        targets=drawn + method.code_step * to_codes if method.regression_steps > 1 else None,
+        targets=codes + method.code_step * to_codes if method.regression_steps > 1 else None,
     )
 
 
@@ -168,14 +169,14 @@ def regression_gradients(
     networks: Networks, batch: Batch, targets: Tensor, step_size: float
 ) -> list[Tensor]:
     """Gradient of mean_bs |f(x, xi) - target|^2 / (2 epsilon): regression steps 2 to K of eq. 7."""
-    codes = networks.encoder.draw(batch.pixels, batch.noise)
-    return encoder_gradients(networks, codes, (targets - codes.detach()) / step_size)
+    drawn = Drawn(networks, batch)
+    return drawn.pull_back((targets - drawn.codes) / step_size)
 
 
 OBJECTIVES: dict[str, Objective] = {
     "stein_vae": stein_vae,
     "stein_viwae": stein_viwae,
-    **BASELINES,
+    **{name: in_chunks(objective) for name, objective in BASELINES.items()},
 }
 
 

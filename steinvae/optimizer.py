@@ -48,6 +48,7 @@ class Optimizer:
             parameter.grad = gradient
         self._adam.param_groups[0]["lr"] = learning_rate(self._config, step)
         self._adam.step()
+        self._adam.zero_grad()  # or they would be held until the next ones are there
         return norm
 
     def tensors(self) -> dict[str, Tensor]:

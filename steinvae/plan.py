@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from steinvae.chunks import CODES_AT_ONCE
 from steinvae.config import COUNTS, Config, ModelConfig
 from steinvae.models.closed_form import NUMBERS_AT_ONCE
 from steinvae.pairs import PAIRS_AT_ONCE
+from steinvae.weights import NUMBERS_AT_ONCE as JACOBIANS_AT_ONCE
 
 PIXELS = {
     "digits": 64,
@@ -26,8 +28,8 @@ PIXELS = {
 
 _FLOAT = 4
 _STATE_COPIES = 4  # parameters, both moments of Adam, and the best parameters so far
-_UPDATE_COPIES = 2  # score and direction
 _CODE_COPIES = 6  # noise, codes, their scores from the decoders and in all, direction, cotangent
+_DRAWN_COPIES = 2  # noise and codes
 
 
 @dataclass(frozen=True)
@@ -56,21 +58,39 @@ class Plan:
     decoding_bytes: int
     """Activations of one chunk and their gradient."""
 
-    code_bytes: int
+    encoder_images_at_once: int
+    """Images whose activations the encoder keeps; fewer than all are drawn a second time."""
+
     encoder_bytes: int
     """Activations of the encoder, kept until the directions are known."""
+
+    density_bytes: int
+    """Jacobians of one chunk of codes, for an exact log q in the weights."""
+
+    code_bytes: int
+    """One array of all codes."""
+
+    decoder_bytes: int
+    """One array of all decoders' parameters."""
 
     state_bytes: int
     """Decoders and encoder with Adam's moments and the best copy, for the whole run."""
 
-    update_bytes: int
-    """Score and direction of all parameters, within an update."""
+    @property
+    def step_bytes(self) -> int:
+        """The most that an update holds at once, beside the state: densities, decoding, or the
+        scores and directions of decoders and codes.
+        """
+        density = self.density_bytes + _DRAWN_COPIES * self.code_bytes
+        decoding = self.decoding_bytes + self.decoder_bytes + _DRAWN_COPIES * self.code_bytes
+        moved = 2 * self.decoder_bytes + _FLOAT * self.encoder_parameters
+        directions = moved + _CODE_COPIES * self.code_bytes
+        return self.encoder_bytes + max(density, decoding, directions)
 
     @property
     def total_bytes(self) -> int:
-        """What must fit at the same time."""
-        passing = self.decoding_bytes + self.code_bytes + self.encoder_bytes
-        return self.state_bytes + self.update_bytes + passing
+        """What must fit at the same time, without the libraries (0.2 to 0.3 GB) and the data."""
+        return self.state_bytes + self.step_bytes
 
     def report(self) -> str:
         """As it is printed."""
@@ -81,10 +101,10 @@ class Plan:
             ("decoder passes a validation", f"{self.validation_passes:,}, forward alone"),
             ("images decoded at once", f"{self.images_at_once:,}"),
             ("memory: parameters, Adam, best", _size(self.state_bytes)),
-            ("memory: score and direction", _size(self.update_bytes)),
             ("memory: decoding", _size(self.decoding_bytes)),
+            ("memory: scores, directions", _size(2 * self.decoder_bytes)),
             ("memory: encoder", _size(self.encoder_bytes)),
-            ("memory: codes", _size(self.code_bytes)),
+            ("memory: an update", _size(self.step_bytes)),
             ("memory: in all, about", _size(self.total_bytes)),
         ]
         return "\n".join(f"{name + ':':<32} {value}" for name, value in lines)
@@ -99,29 +119,40 @@ def make_plan(config: Config) -> Plan:
     kind = method.encoder_kind(model)
     between = () if config.data.name in COUNTS else tuple(reversed(model.hidden))
     widths = (model.codes, *between, pixels)
-    decoder, encoder = _dense(widths), _encoder_parameters(kind, model, pixels)
-    every = method.is_stein and method.pairing == "full"
-    pairs = method.codes_per_image * (method.theta_particles if every else 1)
+    layers = _encoder_layers(kind, model, pixels)
+    decoder = sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths))
+    encoder = sum((fan_in + 1) * fan_out for fan_in, fan_out in layers)
+    samples = method.codes_per_image
+    pairs = samples
+    if method.is_stein and method.pairing == "full":
+        pairs *= method.theta_particles
     closed = config.data.name not in COUNTS
     at_once = min(images, max(1, PAIRS_AT_ONCE // (pairs * (model.codes if closed else pixels))))
+    activations = _closed_form if closed else _graph
+    outputs = sum(fan_out for _, fan_out in layers)  # as `chunks.numbers_of_a_code` has it
+    tangents = method.name == "flow_elbo"
+    kept = samples * outputs * (1 + model.codes if tangents else 1)
+    drawn_at_once = min(images, max(1, CODES_AT_ONCE // kept))
+    exact = method.name == "stein_viwae" and method.log_q == "jac" and kind == "flow"
     parameters = method.decoders * decoder + encoder
-    a_code = sum(_widths_of_a_code(kind, model))
     validation = config.evaluation.validation_images * config.evaluation.validation_samples
     return Plan(
         decoders=method.decoders,
         decoder_parameters=decoder,
         encoder_parameters=encoder,
-        codes=method.codes_per_image,
+        codes=samples,
         images=images,
         decoder_passes=images * pairs,
         validation_passes=validation * method.decoders,
         flops=3 * 2 * images * pairs * sum(a * b for a, b in pairwise(widths)),
         images_at_once=at_once,
-        decoding_bytes=_FLOAT * (_closed_form if closed else _graph)(widths, at_once * pairs),
-        code_bytes=_FLOAT * _CODE_COPIES * images * method.codes_per_image * model.codes,
-        encoder_bytes=_FLOAT * images * method.codes_per_image * a_code,
+        decoding_bytes=_FLOAT * activations(widths, at_once * pairs),
+        encoder_images_at_once=drawn_at_once,
+        encoder_bytes=_FLOAT * drawn_at_once * samples * _kept(kind, model, tangents),
+        density_bytes=_FLOAT * _tangents(model, images * samples) if exact else 0,
+        code_bytes=_FLOAT * images * samples * model.codes,
+        decoder_bytes=_FLOAT * method.decoders * decoder,
         state_bytes=_FLOAT * _STATE_COPIES * parameters,
-        update_bytes=_FLOAT * _UPDATE_COPIES * parameters,
     )
 
 
@@ -131,39 +162,42 @@ def _graph(widths: Sequence[int], pairs: int) -> int:
 
 
 def _closed_form(widths: Sequence[int], pairs: int) -> int:
-    """Numbers of a pass in closed form: a pair's gradient in its code (dealt, and collected again),
-    log-likelihood, weight and ratio; a block's activations, a spare for the logits, and
-    for every layer its input with weights and the gradient in it.
+    """Numbers of a pass in closed form: a pair's gradient in its code, as it was dealt and as it is
+    collected, with log-likelihood, weight and ratio; of a block the activations, a spare for the
+    logits, and for every layer its weighted input and the gradient in it.
     """
     block = min(pairs, NUMBERS_AT_ONCE["cpu"] // max(widths))
-    return pairs * (3 * widths[0] + 3) + block * (3 * sum(widths) - widths[-1])
+    return pairs * (2 * widths[0] + 3) + block * (3 * sum(widths) - widths[-1])
 
 
-def _dense(widths: Sequence[int]) -> int:
-    """Weights and biases of a fully connected network."""
-    return sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths))
-
-
-def _encoder_parameters(kind: str, model: ModelConfig, pixels: int) -> int:
+def _encoder_layers(kind: str, model: ModelConfig, pixels: int) -> list[tuple[int, int]]:
+    """(in, out) of every dense layer."""
     hidden, codes, last = model.hidden, model.codes, model.hidden[-1]
     if kind == "concat":
-        first = _dense((pixels, hidden[0])) + _dense((codes, hidden[0]))
-        return first + _dense((*hidden, codes))
-    gaussian = _dense((pixels, *hidden)) + _dense((last, 2 * codes))
-    block = _dense((last, last)) + _dense((codes, last)) + _dense((last, last, codes))
+        return [(pixels, hidden[0]), (codes, hidden[0]), *pairwise((*hidden, codes))]
+    gaussian = [*pairwise((pixels, *hidden)), (last, 2 * codes)]
     blocks = {"flow": model.flow_blocks, "residual": 1}.get(kind, 0)
-    planar = _dense((last, model.planar_layers * (2 * codes + 1))) if kind == "planar" else 0
-    return gaussian + blocks * block + planar
+    block = [(last, last), (codes, last), (last, last), (last, codes)]
+    planar = [(last, model.planar_layers * (2 * codes + 1))] if kind == "planar" else []
+    return [*gaussian, *blocks * block, *planar]
 
 
-def _widths_of_a_code(kind: str, model: ModelConfig) -> list[int]:
-    """Numbers that the backward pass through the encoder keeps for every code."""
+def _kept(kind: str, model: ModelConfig, tangents: bool) -> int:
+    """Numbers that the way back through the encoder keeps for every code."""
     last, codes = model.hidden[-1], model.codes
     if kind == "concat":
-        return [codes, *model.hidden, codes]
+        return codes + sum(model.hidden) + codes
     blocks = {"flow": model.flow_blocks, "residual": 1}.get(kind, 0)
     layers = model.planar_layers if kind == "planar" else 0
-    return [2 * codes, blocks * (2 * last + 2 * codes), layers * (2 * codes + 2)]
+    own = codes + blocks * (2 * last + codes) + layers * (codes + 4)
+    return own + codes * blocks * (4 * last + 6 * codes) if tangents else own
+
+
+def _tangents(model: ModelConfig, codes: int) -> int:
+    """Numbers of the largest chunk of Jacobians: a layer's tangents, its slope, and the next's."""
+    last = model.hidden[-1]
+    at_once = max(1, JACOBIANS_AT_ONCE // (model.codes * max(last, model.codes)))
+    return 3 * min(codes, at_once) * model.codes * last
 
 
 def _size(count: int) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from stein_kernels import median_bandwidth, stein_divergence, svgd_direction
 from steinvae.recognition import StochasticEncoder, standard_normal
 
-_NUMBERS_AT_ONCE = 2**24
+NUMBERS_AT_ONCE = 2**24
 """Entries of the largest temporary of an estimator: 64 MB in float32."""
 
 
@@ -38,26 +38,39 @@ def log_prior_over_q(
     estimator: `jac` is exact and needs an injective encoder; `gauss` and `kde` estimate q from the
     codes themselves, whatever the encoder is.
     """
-    if estimator == "jac":
-        log_q = jacobian_log_density(encoder, pixels, noise)
-    elif estimator == "gauss":
-        log_q = fitted_log_density(codes)
-    elif estimator == "kde":
-        log_q = kernel_log_density(codes, bandwidth)
-    else:
+    if estimator not in ("jac", "gauss", "kde"):
         raise ValueError(f"method.log_q must be jac, gauss or kde here, got {estimator!r}")
-    return standard_normal(codes) - log_q
+    parts = []
+    one = codes[0].numel()
+    for rows in _slices(len(codes), max(1, NUMBERS_AT_ONCE // max(1, one))):
+        own, own_noise = codes[rows], noise if len(noise) == 1 else noise[rows]
+        if estimator == "jac":
+            log_q = jacobian_log_density(encoder, pixels[rows], own_noise)
+        else:
+            fitted = estimator == "gauss"
+            log_q = fitted_log_density(own) if fitted else kernel_log_density(own, bandwidth)
+        parts.append(standard_normal(own) - log_q)
+    return torch.cat(parts)
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, start + size) for start in range(0, count, size)]
 
 
 @torch.no_grad()
 def jacobian_log_density(
     encoder: StochasticEncoder, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S e"]
 ) -> Float[Tensor, "B S"]:
-    """log N(xi) - log |det df/dxi|, in chunks of samples so that Jacobians stay small."""
+    """log N(xi) - log |det df/dxi|, in chunks of images and samples: Jacobians stay small."""
     widest = max((parameter.shape[0] for parameter in encoder.parameters()), default=1)
-    one = len(pixels) * encoder.codes * max(widest, encoder.codes)
-    chunks = noise.split(max(1, _NUMBERS_AT_ONCE // one), dim=1)
-    return torch.cat([encoder.codes_and_log_density(pixels, part)[1] for part in chunks], dim=1)
+    at_once = max(1, NUMBERS_AT_ONCE // (encoder.codes * max(widest, encoder.codes)))
+    found = []
+    for rows in _slices(len(pixels), at_once):
+        own = noise if len(noise) == 1 else noise[rows]
+        chunks = own.split(max(1, at_once // len(pixels[rows])), dim=1)
+        parts = [encoder.codes_and_log_density(pixels[rows], part)[1] for part in chunks]
+        found.append(torch.cat(parts, dim=1))
+    return torch.cat(found)
 
 
 def fitted_log_density(codes: Float[Tensor, "B S d"]) -> Float[Tensor, "B S"]:
@@ -95,7 +108,7 @@ def kernel_log_density(
     """
     samples, dimension = codes.shape[1:]
     parts = []
-    for part in codes.split(max(1, _NUMBERS_AT_ONCE // samples**2)):
+    for part in codes.split(max(1, NUMBERS_AT_ONCE // samples**2)):
         if isinstance(bandwidth, str):
             h = median_bandwidth(part, rule=bandwidth)
         else:

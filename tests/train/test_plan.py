@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import accumulate
 from typing import Any
 
 import pytest
-from torch.profiler import ProfilerActivity, profile
 
 from steinvae import train
 from steinvae.config import ModelConfig
@@ -45,18 +42,8 @@ CASES = {
 }
 
 
-def peak_bytes(function: Callable[[], object]) -> int:
-    """Most bytes of tensors that are alive at once within a call, by torch's own allocator."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    assert profiler.profiler is not None
-    results: Any = profiler.profiler.kineto_results
-    changes = [(e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"]
-    return max(accumulate(change for _, change in sorted(changes)))
-
-
 @pytest.mark.parametrize("method", CASES.values(), ids=CASES.keys())
-def test_passes_and_decoding_are_those_of_an_update(method, tiny, digits, tmp_path):
+def test_passes_are_those_of_an_update(method, tiny, digits, tmp_path):
     config = tiny(method=method)
     trainer, plan = Trainer(config, digits, tmp_path), make_plan(config)
     model, calls = trainer.networks.model, []
@@ -64,18 +51,15 @@ def test_passes_and_decoding_are_those_of_an_update(method, tiny, digits, tmp_pa
     original = model.pair_gradients
 
     def counting(*arguments: Any, **options: Any) -> ClosedForm:
-        found = []
-        peak = peak_bytes(lambda: found.append(original(*arguments, **options)))
-        calls.append((found[0].log_likelihood.numel(), peak))
-        return found[0]
+        found = original(*arguments, **options)
+        calls.append(found.log_likelihood.numel())
+        return found
 
     model.pair_gradients = counting  # type: ignore[method-assign]
     trainer.update(0, monitor=False)
-    ((passes, peak),) = calls
-    assert passes == plan.decoder_passes
+    assert calls == [plan.decoder_passes]
     assert plan.images_at_once == config.trainer.batch_size
-    # the plan counts weights and collected codes whether there are any or not
-    assert 0.6 * plan.decoding_bytes < peak < plan.decoding_bytes
+    assert plan.encoder_images_at_once == config.trainer.batch_size
 
 
 @pytest.mark.parametrize("encoder", ["flow", "residual", "concat", "gaussian"])
