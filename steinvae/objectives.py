@@ -11,18 +11,21 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from stein_kernels import kernel_stein_discrepancy
+from stein_kernels import kernel_stein_discrepancy, median_bandwidth
 from steinvae.baselines import BASELINES, iwae, vae
 from steinvae.chunks import Drawn, in_chunks
 from steinvae.config import MethodConfig
 from steinvae.gradients import Batch, Gradients, Objective, code_spread
+from steinvae.masses import mass_direction
 from steinvae.monitor import field_stats, fold_stats
 from steinvae.networks import Networks
 from steinvae.pairs import Pairing
+from steinvae.recognition import standard_normal
 from steinvae.stein import (
     Scores,
     code_bandwidth,
     code_direction,
+    normalised_direction,
     posterior_scores,
     theta_direction,
 )
@@ -141,10 +144,13 @@ def _move(
     weights = weights or _Weights()
     scores = scores._replace(codes=scores.codes / batch.temperature)
     codes = drawn.codes
+    h = code_bandwidth(codes, method.bandwidth, method.bandwidth_factor)
+    if method.normalise_direction and isinstance(h, str):
+        h = median_bandwidth(codes, rule=h)  # once, for the direction and its normaliser
     to_codes = code_direction(
         codes,
         scores.codes,
-        bandwidth=code_bandwidth(codes, method.bandwidth, method.bandwidth_factor),
+        bandwidth=h,
         leave_one_out=method.self_term == "leave_one_out",
         weights=weights.codes,
         group=method.importance_samples,
@@ -157,12 +163,22 @@ def _move(
         weights=weights.theta,
     )
     stats = _stein_stats(networks, batch, codes, scores, to_codes, method)
+    if method.normalise_direction:
+        to_codes = normalised_direction(to_codes, codes, h)
+    if method.mass_rate > 0 and batch.temperature == 1:  # masses of p, not of p^(1/T)
+        to_codes = to_codes + method.mass_rate * _to_masses(networks, batch, codes, scores)
     return Gradients(
         theta=to_theta.neg_(),
         eta=drawn.pull_back(to_codes),
         stats=stats | weights.stats,
         targets=codes + method.code_step * to_codes if method.regression_steps > 1 else None,
     )
+
+
+def _to_masses(networks: Networks, batch: Batch, codes: Tensor, scores: Scores) -> Tensor:
+    """`mass_direction`, the decoders averaged as densities."""
+    log_joint = scores.log_likelihood.logsumexp(0) + standard_normal(codes)
+    return mass_direction(networks.encoder, batch.pixels, batch.noise, codes, log_joint)
 
 
 def regression_gradients(

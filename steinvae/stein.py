@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from stein_kernels import median_bandwidth, svgd_direction
+from stein_kernels import median_bandwidth, rbf_gram, svgd_direction
 from steinvae.models import GenerativeModel
 from steinvae.pairs import Pairing, pair_gradients
 from steinvae.particles import ParticleEnsemble
@@ -129,6 +129,20 @@ def code_direction(
         bandwidth=h[:, None].expand(-1, groups),
     )
     return (every - within.flatten(1, 2)) * (groups / (groups - 1))
+
+
+def normalised_direction(
+    direction: Float[Tensor, "B S d"],
+    codes: Float[Tensor, "B S d"],
+    bandwidth: str | float | Float[Tensor, " B"],
+) -> Float[Tensor, "B S d"]:
+    """phi(z_j) / mean_i k(z_i, z_j), i = j included: as long as a score, wherever the code is.
+
+    A Stein direction sums over neighbours, so that codes of a light mode, which have few, move less
+    than others, and a shared encoder gives light modes up for the sake of heavy ones. The factor is
+    positive: zeros of the direction stay where they are.
+    """
+    return direction / rbf_gram(codes, bandwidth=bandwidth).mean(-1, keepdim=True)
 
 
 def theta_direction(

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steinvae.models.gaussian_mixture import MixturePosterior
+from steinvae.weights import local_width
 
 SCALES = tuple(0.02 * 100 ** (step / 3) for step in range(4))
 """Kernel bandwidths over the squared median distance of the exact draws: 0.02 to 2."""
@@ -80,13 +81,10 @@ def kernel_proposal(
 ) -> tuple[Float[Tensor, "B N d"], Float[Tensor, "B N"]]:
     """Draws of the mixture (1/c) sum_i N(z; z_i, b^2 I) around codes, and its exact log density.
 
-    A proposal with a density for every encoder, injective or not. b is the median distance to the
-    neighbour at rank c^(1/2): local, so that modes stay apart.
+    A proposal with a density for every encoder, injective or not; b is the centres' `local_width`.
     """
     points, number, dimension = centres.shape
-    squares = _squares(centres, centres)
-    rank = max(2, round(number**0.5))
-    width = squares.kthvalue(rank, dim=-1).values.median(-1).values.sqrt()  # (B,)
+    width = local_width(centres)
     chosen = torch.randint(number, (points, count), generator=generator)
     noise = torch.randn(points, count, dimension, dtype=centres.dtype, generator=generator)
     drawn = centres.gather(1, chosen[..., None].expand(-1, -1, dimension))

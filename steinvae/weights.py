@@ -120,6 +120,31 @@ def kernel_log_density(
     return torch.cat(parts)
 
 
+def local_width(codes: Float[Tensor, "B S d"]) -> Float[Tensor, " B"]:
+    """Median distance of an image's codes to their neighbour at rank S^(1/2), themselves counted.
+
+    Local, so that modes stay apart, where a median over all pairs is the distance of two modes.
+    """
+    distances = torch.cdist(codes, codes, compute_mode="donot_use_mm_for_euclid_dist")
+    rank = max(2, round(codes.shape[1] ** 0.5))
+    return distances.kthvalue(rank, dim=-1).values.median(-1).values
+
+
+def local_log_density(codes: Float[Tensor, "B S d"]) -> Float[Tensor, "B S"]:
+    """log of (1/S) sum_i N(z; z_i, b^2 I) at an image's own codes, b twice their `local_width`.
+
+    The own term is in. It bounds the weights p/q of lone codes; and where b is as wide as a mode,
+    its codes see each other all: the sum over them of 1 over their number is 1 however few the mode
+    drew. A narrower b makes few codes look like less mass than they are.
+    """
+    samples, dimension = codes.shape[1:]
+    width = 2 * local_width(codes)[:, None, None]
+    distances = torch.cdist(codes, codes, compute_mode="donot_use_mm_for_euclid_dist")
+    exponent = -0.5 * (distances / width).square()
+    scale = log(samples) + dimension * (width[..., 0].log() + 0.5 * log(2 * pi))
+    return exponent.logsumexp(-1) - scale
+
+
 class Tracked(NamedTuple):
     """Particles of a chain and their log density, one Stein move on."""
 

@@ -87,6 +87,14 @@ class MethodConfig:
     annealing_steps: int = 0
     """Steps until the temperature is 1; 0 for temperature 1."""
 
+    normalise_direction: bool = False
+    """Divide a code's Stein direction by its mean kernel value, so that codes of light modes, which
+    have few neighbours, move as far as those of heavy ones."""
+
+    mass_rate: float = 0.0
+    """Times the direction that moves masses of far modes, by importance weights of the codes in
+    few dimensions, added at temperature 1; 0: masses stay as they come. Try 0.3."""
+
     fixed_theta: bool = False
     """Leave the decoders as they are and train the encoder alone."""
 
@@ -114,6 +122,7 @@ class MethodConfig:
         if self.is_stein:
             self._check_particles()
         self._check_annealing()
+        self._check_masses()
         if self.name == "stein_viwae" and self.weights != "none":
             chain = "gauss, kde or jac: track needs a chain of persistent codes, these are redrawn"
             require(self.log_q != "track", "method.log_q", chain, self.log_q)
@@ -156,6 +165,19 @@ class MethodConfig:
         can = self.name in ("stein_vae", "stein_viwae", "planar_flow", "flow_elbo") and not weighted
         what = f"1 for method.name {self.name}, whose {'weights' if weighted else 'bound'} has none"
         require(can or hot == 1, "method.temperature", what, hot)
+
+    def _check_masses(self) -> None:
+        rate = self.mass_rate
+        for setting in ("normalise_direction", "mass_rate"):
+            value = getattr(self, setting)
+            off = f"off for method.name {self.name}, whose codes follow no Stein direction"
+            require(self.is_stein or not value, f"method.{setting}", off, value)
+        require(0 <= rate < float("inf"), "method.mass_rate", "at least 0 and finite", rate)
+        every = f"full for method.mass_rate {rate}, which weighs every code by every decoder"
+        require(rate == 0 or self.pairing == "full", "method.pairing", every, self.pairing)
+        others = "at least 2 codes an image for a positive method.mass_rate"
+        enough = rate == 0 or self.codes_per_image >= 2
+        require(enough, "method.code_particles", others, self.code_particles)
 
     def _check_particles(self) -> None:
         codes, decoders = self.code_particles, self.theta_particles

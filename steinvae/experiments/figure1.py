@@ -56,9 +56,10 @@ PICTURED = {
 
 
 def rows(noise: float) -> list[MixtureCell]:
-    """A cell for each row of the table of one sigma, the most telling first.
+    """A cell for each row of the table of one sigma.
 
-    The own-term row is eq. 5 as printed.
+    Rows with a "without" differ from the first in that, the plain ones in all that is not printed
+    but the annealing; with the own term the direction is eq. 5.
     """
     stein = MixtureCell(row="Stein VAE, M = 50", noise=noise)
     cells = [
@@ -68,12 +69,14 @@ def rows(noise: float) -> list[MixtureCell]:
     ]
     if noise == PRINTED:
         return cells
-    long = replace(stein, row="Stein VAE, M = 50, 12,000 steps", steps=12_000)
     sizes = [replace(stein, row=f"Stein VAE, M = {m}", particles=m) for m in (10, 20, 100)]
+    long = replace(stein, row="Stein VAE, M = 50, 12,000 steps", steps=12_000)
+    left = replace(stein, row="Stein VAE, M = 50, without moving masses", mass_rate=0.0)
+    plain = replace(left, row="Stein VAE, M = 50, plain", normalised=False)
+    own = replace(plain, row="Stein VAE, M = 50, plain, own term included", self_term="include")
+    cold = replace(stein, row="Stein VAE, M = 50, without annealing", temperature=1.0)
     flow = replace(stein, row="Stein VAE, flow encoder, M = 50", encoder="flow")
-    own = replace(stein, row="Stein VAE, M = 50, own term included", self_term="include")
-    cold = replace(stein, row="Stein VAE, M = 50, not annealed", temperature=1.0)
-    return [*cells, *sizes, own, flow, cold, long]
+    return [*cells, *sizes, long, left, plain, own, cold, flow]
 
 
 def run(root: str | None, seeds: Sequence[int], output: Path, run_dir: Path) -> str:

@@ -45,6 +45,11 @@ class MixtureCell:
     steps: int = 4_000
     seed: int = 0
     temperature: float = HOT
+    normalised: bool = True
+    """Stein directions over their mean kernel value."""
+
+    mass_rate: float = 0.3
+    """Times the direction that moves masses; 0 leaves them as they come."""
 
     @property
     def folder(self) -> str:
@@ -53,8 +58,11 @@ class MixtureCell:
 
     def config(self, run_dir: Path) -> Config:
         """Adam 2e-3 with a cosine, 64 points a step, half of the steps annealed."""
+        stein = self.method == "stein_vae"
         method = MethodConfig(
             name=self.method,  # type: ignore[arg-type]
+            normalise_direction=self.normalised and stein,
+            mass_rate=self.mass_rate if stein else 0.0,
             self_term=self.self_term,  # type: ignore[arg-type]
             code_particles=self.particles,
             importance_samples=1,
@@ -77,6 +85,10 @@ class MixtureCell:
         }
         if self.method == "stein_vae":
             setting["self_term"] = self.self_term
+            if self.normalised:
+                setting["normalise_direction"] = True
+            if self.mass_rate:
+                setting["mass_rate"] = self.mass_rate
         if setting["encoder"] == "concat":
             setting["output_scale"] = WIDE
         return setting

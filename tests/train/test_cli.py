@@ -40,6 +40,8 @@ SURFACE = {
     "method.shared_noise",
     "method.bandwidth_factor",
     "method.entropy_weight",
+    "method.normalise_direction",
+    "method.mass_rate",
     "method.fixed_theta",
     "method.temperature",
     "method.annealing_steps",
