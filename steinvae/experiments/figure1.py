@@ -30,9 +30,11 @@ from steinvae.experiments.mixture_plot import (
     shown_points,
 )
 from steinvae.experiments.mixture_scores import (
+    COST,
     METRICS,
     PLAIN,
     POOL,
+    TRAINING,
     floor,
     score,
 )
@@ -102,6 +104,7 @@ def run_cell(cell: MixtureCell, output: Path, run_dir: Path, stop: StopRequest) 
     trainer = prepare_with(networks, cell.config(run_dir), dataset)
     result = train(trainer, stop)
     found = score(networks, dataset.test.batch(torch.arange(TEST)), cell.seed)
+    found.append(Score(COST, TRAINING, result["cpu_seconds"], None))
     seconds = result["seconds"]
     _write(output, cell.method, cell.setting(), cell.seed, found, seconds)
     plain = {each.metric: each.value for each in found if each.estimator == PLAIN}

@@ -16,6 +16,7 @@ from steinvae.recognition import standard_normal
 from steinvae.two_sample import kernel_proposal, mass_error, mmd2, resample, sliced_w2, whitened_sd
 
 DRAWS, POOL = 1_000, 10_000
+COST, TRAINING = "cpu_seconds", "training"
 METRICS = ("mmd2", "sliced_w2", "mass_error", "whitened_sd")
 PLAIN, JACOBIAN, KERNEL = (
     f"{DRAWS} draws",

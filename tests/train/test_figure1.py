@@ -67,6 +67,7 @@ def test_table_has_means_over_the_seeds_that_are_there(tmp_path):
         append_records(
             output, [record(cell, seed, metric, value) for metric in mixture_scores.METRICS]
         )
+    append_records(output, [record(cell, 2, "cpu_seconds", 7.2) | {"estimator": "training"}])
     text = figure1.table(output, (0, 1, 2))
     line, resampled = [line for line in text.splitlines() if line.startswith("| Stein")]
     assert line.count("2.000 ± 1.000") == len(mixture_scores.METRICS)
