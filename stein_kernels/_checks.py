@@ -133,3 +133,16 @@ def check_flag(op: str, name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be True or False, got {type(value).__name__}")
     return value
+
+
+def fold_batch(value: Tensor | None, kept: int) -> Tensor | None:
+    """Fold the leading dimensions into one, keeping the last ``kept``."""
+    if value is None or value.dim() == kept + 1:
+        return value
+    return (
+        value.reshape(-1, *value.shape[value.dim() - kept :])
+        if value.numel()
+        else value.reshape(
+            value.shape[: value.dim() - kept].numel(), *value.shape[value.dim() - kept :]
+        )
+    )

@@ -11,6 +11,10 @@ A bandwidth that a rule made is a constant for autograd; a bandwidth tensor rece
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor
@@ -24,11 +28,30 @@ from stein_kernels._checks import (
     check_rule,
     check_scores,
     check_weights,
+    fold_batch,
 )
 
 _library = _ops.NAMESPACE  # importing _ops registers the schemas that torch.ops.stein_kernels shows
 
+_Function = TypeVar("_Function", bound=Callable[..., Tensor])
 
+
+def _on_shards(function: _Function) -> _Function:
+    """Takes DTensors too, told by their mesh: to import their class takes half a second."""
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **options: Any) -> Tensor:
+        for value in (*arguments, *options.values()):
+            if hasattr(value, "device_mesh"):
+                from stein_kernels import _sharding
+
+                return _sharding.run(function, arguments, options)
+        return function(*arguments, **options)
+
+    return call  # type: ignore[return-value]
+
+
+@_on_shards
 def svgd_direction(
     x: Tensor,
     grad: Tensor,
@@ -81,9 +104,9 @@ def svgd_direction(
             bandwidth=bandwidth,
             leave_one_out=leave_one_out,
         )
-    rule, h = (bandwidth, None) if isinstance(bandwidth, str) else ("", _batch(bandwidth, 0))
+    rule, h = (bandwidth, None) if isinstance(bandwidth, str) else ("", fold_batch(bandwidth, 0))
     phi, _ = torch.ops.stein_kernels.svgd_direction(
-        *(_batch(x, 2), _batch(grad, 2), _batch(weights, 1), _batch(query, 2)),
+        *(fold_batch(x, 2), fold_batch(grad, 2), fold_batch(weights, 1), fold_batch(query, 2)),
         h,
         rule,
         leave_one_out,
@@ -94,6 +117,7 @@ def svgd_direction(
     return phi
 
 
+@_on_shards
 def rbf_gram(
     x: Tensor, y: Tensor | None = None, *, bandwidth: float | str | Tensor = "liu_wang"
 ) -> Tensor:
@@ -121,10 +145,11 @@ def rbf_gram(
     bandwidth = check_bandwidth(op, bandwidth, x)
     if _use_reference(op, x, y, bandwidth):
         return reference.rbf_gram(x, y, bandwidth=bandwidth)
-    gram = torch.ops.stein_kernels.rbf_gram(_batch(x, 2), _batch(y, 2), _bandwidth(x, bandwidth))
+    gram = torch.ops.stein_kernels.rbf_gram(fold_batch(x, 2), fold_batch(y, 2), _bandwidth(x, bandwidth))
     return gram.reshape(*x.shape[:-2], *gram.shape[1:])
 
 
+@_on_shards
 def median_bandwidth(x: Tensor, *, rule: str = "liu_wang") -> Tensor:
     r"""Bandwidth by the median heuristic, from the exact median of all pairwise distances.
 
@@ -161,6 +186,7 @@ def median_bandwidth(x: Tensor, *, rule: str = "liu_wang") -> Tensor:
     return _bandwidth(x, rule).to(x.dtype).reshape(x.shape[:-2])
 
 
+@_on_shards
 def stein_divergence(
     x: Tensor,
     grad: Tensor,
@@ -194,7 +220,7 @@ def stein_divergence(
             leave_one_out=leave_one_out,
         )
     divergence = torch.ops.stein_kernels.stein_divergence(
-        *(_batch(x, 2), _batch(grad, 2), _batch(weights, 1), _batch(query, 2)),
+        *(fold_batch(x, 2), fold_batch(grad, 2), fold_batch(weights, 1), fold_batch(query, 2)),
         _bandwidth(x, bandwidth),
         leave_one_out,
     )
@@ -204,6 +230,7 @@ def stein_divergence(
     return divergence
 
 
+@_on_shards
 def kernel_stein_discrepancy(
     x: Tensor,
     score: Tensor,
@@ -277,24 +304,11 @@ def _use_reference(op: str, x: Tensor, *values: object) -> bool:
     return False
 
 
-def _batch(value: Tensor | None, kept: int) -> Tensor | None:
-    """Fold the leading dimensions into one, keeping the last ``kept``."""
-    if value is None or value.dim() == kept + 1:
-        return value
-    return (
-        value.reshape(-1, *value.shape[value.dim() - kept :])
-        if value.numel()
-        else value.reshape(
-            value.shape[: value.dim() - kept].numel(), *value.shape[value.dim() - kept :]
-        )
-    )
-
-
 def _bandwidth(x: Tensor, bandwidth: str | Tensor) -> Tensor:
     """h as a tensor (B,) in the accumulation dtype."""
     if not isinstance(bandwidth, str):
-        return _batch(bandwidth, 0)  # type: ignore[return-value]
-    median = torch.ops.stein_kernels.median_distance(_batch(x.detach(), 2))
+        return fold_batch(bandwidth, 0)  # type: ignore[return-value]
+    median = torch.ops.stein_kernels.median_distance(fold_batch(x.detach(), 2))
     return reference.apply_rule(median, x.shape[-2], bandwidth)
 
 

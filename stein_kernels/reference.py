@@ -46,18 +46,33 @@ def median_distance(x: Tensor) -> Tensor:
     """
     m = x.shape[-2]
     x = x.detach()
-    if m < 2:
-        finite = x.isfinite().all(-1).all(-1)
-        return torch.where(finite, 1.0, math.nan).to(x.dtype)
+    finite = x.isfinite().all(-1).all(-1)
     i, j = torch.triu_indices(m, m, offset=1, device=x.device)
-    squared = (x[..., i, :] - x[..., j, :]).square().sum(-1)
+    return _middle((x[..., i, :] - x[..., j, :]).square().sum(-1), finite)
+
+
+def median_of_squared(squared: Tensor) -> Tensor:
+    """:func:`median_distance` of the set with these squared distances, (..., M, M) -> (...).
+
+    Reads those above the diagonal. The diagonal is 0, or NaN where a coordinate is not finite.
+    """
+    m = squared.shape[-1]
+    squared = squared.detach()
+    finite = squared.diagonal(0, -2, -1).isfinite().all(-1)
+    i, j = torch.triu_indices(m, m, offset=1, device=squared.device)
+    return _middle(squared[..., i, j], finite)
+
+
+def _middle(squared: Tensor, finite: Tensor) -> Tensor:
+    """The median of the roots of (..., pairs), with what takes its place; NaN unless finite."""
+    pairs = squared.shape[-1]
+    if pairs == 0:
+        return torch.where(finite, 1.0, math.nan).to(squared.dtype)
     ordered = squared.sqrt().sort(-1).values
-    pairs = ordered.shape[-1]
     median = (ordered[..., (pairs - 1) // 2] + ordered[..., pairs // 2]) / 2
     root_mean_square = squared.mean(-1).sqrt()
     fallback = torch.where(root_mean_square > 0, root_mean_square, torch.ones_like(median))
     median = torch.where(median > 0, median, fallback)
-    finite = x.isfinite().all(-1).all(-1)
     return torch.where(finite, median, torch.full_like(median, math.nan))
 
 
@@ -81,16 +96,38 @@ def resolve_bandwidth(x: Tensor, bandwidth: Bandwidth) -> Tensor:
     return torch.as_tensor(bandwidth, dtype=x.dtype, device=x.device).expand(x.shape[:-2])
 
 
-def _differences(x: Tensor, y: Tensor) -> Tensor:
-    """y_j - x_i, (..., M, N, d)."""
-    return y[..., None, :, :] - x[..., :, None, :]
+def _differences(x: Tensor, y: Tensor | None) -> Tensor:
+    """y_j - x_i, (..., M, N, d); the targets are the sources where y is omitted."""
+    return (x if y is None else y)[..., None, :, :] - x[..., :, None, :]
+
+
+# Sums over features, and sums over particles of every feature by itself: what a slice of the
+# features contributes. (..., M, d), (..., N, d) -> (..., M, N) or (..., N, d).
+
+
+def squared_distances(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """|y_j - x_i|^2."""
+    return _differences(x, y).square().sum(-1)
+
+
+def displaced_products(x: Tensor, grad: Tensor, y: Tensor | None = None) -> Tensor:
+    """g_i . (y_j - x_i)."""
+    return (_differences(x, y) * grad[..., :, None, :]).sum(-1)
+
+
+def weighted_direction(
+    coefficients: Tensor, x: Tensor, grad: Tensor | None, y: Tensor | None, h: Tensor
+) -> Tensor:
+    """sum_i P_ij [g_i + (2/h) (y_j - x_i)] with coefficients P (..., M, N)."""
+    term = 2.0 / h[..., None, None, None] * _differences(x, y)
+    term = term if grad is None else grad[..., :, None, :] + term
+    return (coefficients[..., None] * term).sum(-3)
 
 
 @_half_in_float32
 def rbf_gram(x: Tensor, y: Tensor | None = None, *, bandwidth: Bandwidth = "liu_wang") -> Tensor:
     h = resolve_bandwidth(x, bandwidth)[..., None, None]
-    squared = _differences(x, x if y is None else y).square().sum(-1)
-    return torch.exp(-squared / h)
+    return torch.exp(-squared_distances(x, y) / h)
 
 
 def source_weights(x: Tensor, weights: Tensor | None, targets: int, leave_one_out: bool) -> Tensor:
@@ -108,14 +145,12 @@ def source_weights(x: Tensor, weights: Tensor | None, targets: int, leave_one_ou
     return pair * scale[..., None, :] * off_diagonal
 
 
-def _tiles(x, grad, weights, query, bandwidth, leave_one_out):
-    y = x if query is None else query
-    h = resolve_bandwidth(x, bandwidth)[..., None, None]
-    difference = _differences(x, y)
-    squared = difference.square().sum(-1)
-    kernel = torch.exp(-squared / h)
-    kernel = kernel * source_weights(x, weights, y.shape[-2], leave_one_out)
-    return difference, squared, kernel, 2.0 / h
+def pair_weights(
+    squared: Tensor, h: Tensor, weights: Tensor | None, leave_one_out: bool
+) -> Tensor:
+    """w_i k_ij, or w_i W/(W - w_j) k_ij with pair (i, i) left out; (..., M, N)."""
+    kernel = torch.exp(-squared / h[..., None, None])
+    return kernel * source_weights(squared, weights, squared.shape[-1], leave_one_out)
 
 
 @_half_in_float32
@@ -128,8 +163,9 @@ def svgd_direction(
     bandwidth: Bandwidth = "liu_wang",
     leave_one_out: bool = False,
 ) -> Tensor:
-    difference, _, kernel, c = _tiles(x, grad, weights, query, bandwidth, leave_one_out)
-    return (kernel[..., None] * (grad[..., :, None, :] + c[..., None] * difference)).sum(-3)
+    h = resolve_bandwidth(x, bandwidth)
+    pairs = pair_weights(squared_distances(x, query), h, weights, leave_one_out)
+    return weighted_direction(pairs, x, grad, query, h)
 
 
 @_half_in_float32
@@ -142,9 +178,16 @@ def stein_divergence(
     bandwidth: Bandwidth = "liu_wang",
     leave_one_out: bool = False,
 ) -> Tensor:
-    difference, squared, kernel, c = _tiles(x, grad, weights, query, bandwidth, leave_one_out)
-    along = (difference * grad[..., :, None, :]).sum(-1)
-    return (kernel * (c * x.shape[-1] - c.square() * squared - c * along)).sum(-2)
+    h = resolve_bandwidth(x, bandwidth)
+    squared, along = squared_distances(x, query), displaced_products(x, grad, query)
+    pairs = pair_weights(squared, h, weights, leave_one_out)
+    return divergence_of(pairs, squared, along, h, x.shape[-1])
+
+
+def divergence_of(pairs: Tensor, squared: Tensor, along: Tensor, h: Tensor, features: int) -> Tensor:
+    """sum_i P_ij [c d - c^2 |y_j - x_i|^2 - c g_i . (y_j - x_i)], from (..., M, N) to (..., N)."""
+    c = 2.0 / h[..., None, None]
+    return (pairs * (c * features - c.square() * squared - c * along)).sum(-2)
 
 
 @_half_in_float32

@@ -1,0 +1,214 @@
+r"""The ops on a slice of the features: what each rank does where the last dimension is sharded.
+
+Squared distances and displaced products are sums over features, so those of slices add up to those
+of all; given the M x N weights of the pairs, a direction is made for every feature by itself. The
+three ops are closed under differentiation, so they have derivatives of any order.
+
+Shapes: x, grad (B, M, d); y (B, N, d), or the sources themselves; coefficients and sums over
+features (B, M, N) and bandwidth (B,), both in the accumulation dtype T. The first index of a matrix
+is the source. Formulas: ``reference``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import Library
+
+from stein_kernels import reference
+from stein_kernels._checks import accumulation_dtype
+
+NAMESPACE = "stein_kernels"
+SCHEMAS = {
+    "squared_distances": "(Tensor x, Tensor? y) -> Tensor",
+    "displaced_products": "(Tensor x, Tensor grad, Tensor? y) -> Tensor",
+    "weighted_direction": "(Tensor coefficients, Tensor x, Tensor? grad, Tensor? y,"
+    " Tensor bandwidth) -> Tensor",
+    "median_of_squared": "(Tensor squared) -> Tensor",
+}
+RUN = 2**20  # coordinates in float64 held at a time: 8 MB
+PAIRS_SORTED = 2**16  # a larger set selects the middle ranks instead: 5,000 particles sort for 1 s
+
+
+# --- torch kernels, in float64 and a run of features at a time -----------------------------------
+
+
+def _runs(x: Tensor, *others: Tensor | None) -> Iterator[tuple[slice, list[Tensor | None]]]:
+    """Runs of features, and the tensors in float64 there."""
+    b, m, d = x.shape
+    rows = sum(b * value.shape[1] for value in (x, *others) if value is not None)
+    step = max(1, RUN // max(1, rows))
+    for start in range(0, d, step):
+        run = slice(start, min(d, start + step))
+        yield run, [None if v is None else v[:, :, run].double() for v in (x, *others)]
+
+
+def squared_distances(x: Tensor, y: Tensor | None) -> Tensor:
+    """Sums of squared differences: a common shift of the particles costs no digit."""
+    total = x.new_zeros(x.shape[0], x.shape[1], (x if y is None else y).shape[1]).double()
+    for _, (source, target) in _runs(x, y):
+        target = source if target is None else target
+        apart = torch.cdist(source, target, compute_mode="donot_use_mm_for_euclid_dist")
+        total += apart.square()
+    if y is None:  # 0, or NaN where a coordinate is not finite
+        total.diagonal(0, 1, 2).copy_(0 * x.double().sum(-1))
+    return total.to(accumulation_dtype(x.dtype))
+
+
+def displaced_products(x: Tensor, grad: Tensor, y: Tensor | None) -> Tensor:
+    total = x.new_zeros(x.shape[0], x.shape[1], (x if y is None else y).shape[1]).double()
+    for _, (source, score, target) in _runs(x, grad, y):
+        centre = source[:, :1]  # type: ignore[index]
+        source = source - centre  # type: ignore[operator]
+        target = source if target is None else target - centre
+        total += score @ target.mT - (score * source).sum(-1)[..., None]  # type: ignore[operator]
+    return total.to(accumulation_dtype(x.dtype))
+
+
+def weighted_direction(
+    coefficients: Tensor, x: Tensor, grad: Tensor | None, y: Tensor | None, bandwidth: Tensor
+) -> Tensor:
+    turned = coefficients.double().mT
+    c = 2 / bandwidth.double()[:, None, None]
+    mass = turned.sum(2)[..., None]
+    phi = x.new_empty((x if y is None else y).shape)
+    for run, (source, score, target) in _runs(x, grad, y):
+        centre = source[:, :1]  # type: ignore[index]
+        source = source - centre  # type: ignore[operator]
+        target = source if target is None else target - centre
+        drive = -c * source if score is None else score - c * source
+        phi[:, :, run] = (turned @ drive + c * mass * target).to(x.dtype)
+    return phi
+
+
+def median_of_squared(squared: Tensor) -> Tensor:
+    m = squared.shape[1]
+    pairs = m * (m - 1) // 2
+    if pairs <= PAIRS_SORTED:
+        return reference.median_of_squared(squared)
+    i, j = torch.triu_indices(m, m, offset=1, device=squared.device)
+    above = squared[:, i, j]
+    low = above.kthvalue((pairs - 1) // 2 + 1).values
+    high = above.kthvalue(pairs // 2 + 1).values
+    median = (low.sqrt() + high.sqrt()) / 2
+    fallback = above.mean(-1).sqrt()
+    median = torch.where(median > 0, median, torch.where(fallback > 0, fallback, 1.0))
+    finite = squared.diagonal(0, 1, 2).isfinite().all(-1)
+    return torch.where(finite, median, torch.nan)
+
+
+_library = Library(NAMESPACE, "FRAGMENT")
+for _name, _schema in SCHEMAS.items():
+    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(_name, globals()[_name], "CompositeExplicitAutograd")
+
+
+# --- fakes ---------------------------------------------------------------------------------------
+
+
+def _pairs(x: Tensor, y: Tensor | None) -> Tensor:
+    targets = (x if y is None else y).shape[1]
+    return x.new_empty(x.shape[0], x.shape[1], targets, dtype=accumulation_dtype(x.dtype))
+
+
+@torch.library.register_fake("stein_kernels::squared_distances", lib=_library)
+def _(x, y):
+    return _pairs(x, y)
+
+
+@torch.library.register_fake("stein_kernels::displaced_products", lib=_library)
+def _(x, grad, y):
+    return _pairs(x, y)
+
+
+@torch.library.register_fake("stein_kernels::weighted_direction", lib=_library)
+def _(coefficients, x, grad, y, bandwidth):
+    return x.new_empty((x if y is None else y).shape)
+
+
+@torch.library.register_fake("stein_kernels::median_of_squared", lib=_library)
+def _(squared):
+    return squared.new_empty(squared.shape[0])
+
+
+# --- derivatives, by the same three ops ----------------------------------------------------------
+
+
+def _twice_displaced(coefficients: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+    """2 sum_i P_ij (y_j - x_i)."""
+    one = coefficients.new_ones(x.shape[0])
+    return torch.ops.stein_kernels.weighted_direction(coefficients, x, None, y, one)
+
+
+def _distances_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _distances_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+    x, y = ctx.saved_tensors
+    if y is None:
+        return _twice_displaced(v + v.mT, x, None), None
+    return _twice_displaced(v.mT, y, x), _twice_displaced(v, x, y)
+
+
+def _products_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _products_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+    x, grad, y = ctx.saved_tensors
+    wide = grad.to(v.dtype)
+    dx = (-v.sum(2)[..., None] * wide).to(x.dtype)
+    dy = (v.mT @ wide).to(x.dtype)
+    dg = -0.5 * _twice_displaced(v.mT, x if y is None else y, None if y is None else x)
+    return (dx + dy, dg, None) if y is None else (dx, dg, dy)
+
+
+def _direction_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _direction_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+    """With A_ij = v_j . (y_j - x_i): dP = g_i . v_j + c A, dc = sum P A, dc/dh = -c/h."""
+    p, x, grad, y, h = ctx.saved_tensors
+    c, wide = 2 / h[:, None, None], v.to(p.dtype)
+    targets, sources = (x, None) if y is None else (y, x)
+    along = -torch.ops.stein_kernels.displaced_products(targets, v, sources).mT
+    dp = c * along
+    if grad is not None:
+        dp = dp + grad.to(p.dtype) @ wide.mT
+    carried = p @ wide
+    dx, dy = -c * carried, c * p.sum(1)[..., None] * wide
+    dh = -(c / h[:, None, None])[:, 0, 0] * (p * along).sum((1, 2))
+    dg = None if grad is None else carried.to(grad.dtype)
+    if y is None:
+        return dp, (dx + dy).to(x.dtype), dg, None, dh
+    return dp, dx.to(x.dtype), dg, dy.to(y.dtype), dh
+
+
+def _constant_setup(ctx: Any, inputs: Any, output: Any) -> None:
+    ctx.mark_non_differentiable(output)
+
+
+def _constant_backward(ctx: Any, *grads: Any) -> None:
+    return None
+
+
+_AUTOGRAD = {
+    "squared_distances": (_distances_setup, _distances_backward),
+    "displaced_products": (_products_setup, _products_backward),
+    "weighted_direction": (_direction_setup, _direction_backward),
+    "median_of_squared": (_constant_setup, _constant_backward),
+}
+for _name, (_setup, _backward) in _AUTOGRAD.items():
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{_name}", _backward, setup_context=_setup, lib=_library
+    )
+for _name in SCHEMAS:
+    for _device in ("cpu", "cuda"):  # distances need float32
+        torch.library.register_autocast(
+            f"{NAMESPACE}::{_name}", _device, torch.float32, lib=_library
+        )
