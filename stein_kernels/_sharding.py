@@ -102,12 +102,11 @@ class Layout(NamedTuple):
                 f"{op}: {name} must be placed as x is, {expected}, got {value.placements}; "
                 f"move it by {name}.redistribute(placements=...)"
             )
-        serves_all = [b is not None and p.is_replicate() for b, p in zip(self.batch, expected, strict=True)]
-        if not any(serves_all):
-            return value.to_local()
-        partial = [Partial() if s else p for s, p in zip(serves_all, expected, strict=True)]
-        # to where it is: nothing moves, but the gradient is brought there
-        return value.redistribute(placements=expected).to_local(grad_placements=partial)
+        partial = [
+            Partial() if dim is not None and placement.is_replicate() else placement
+            for dim, placement in zip(self.batch, expected, strict=True)
+        ]
+        return _Local.apply(value, partial)  # type: ignore[return-value]
 
     def whole(self, local: Tensor, outcome: Tensor, sliced: bool) -> DTensor:
         """The DTensor of a result's parts; ``outcome`` has the shape of the whole."""
@@ -152,3 +151,25 @@ class Layout(NamedTuple):
 
     def _all_same(self) -> list[Placement]:
         return [Replicate()] * self.mesh.ndim
+
+
+class _Local(torch.autograd.Function):
+    """A DTensor's local part. The gradient of the part comes as ``placements`` say, and goes to
+    where the DTensor lies, in its shape and strides.
+
+    ``DTensor.to_local`` would do, but torch 2.11 forgets the strides of uneven shards: it gathers
+    their gradients.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: DTensor, placements: list[Placement]) -> Tensor:
+        ctx.lies = value.device_mesh, value.placements, value.shape, value.stride()
+        ctx.gradient = placements
+        return value.to_local().detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        mesh, placements, shape, stride = ctx.lies
+        sizes = {"shape": shape, "stride": stride} if shape else {}
+        whole = DTensor.from_local(gradient, mesh, ctx.gradient, run_check=False, **sizes)
+        return whole.redistribute(placements=placements), None

@@ -124,7 +124,7 @@ def compare(
             if value.grad is not None:
                 found = part.grad.full_tensor()
                 gradient_error = max(gradient_error, testing.relative_error(found, value.grad))
-                assert part.grad.placements == part.placements
+                assert part.grad.placements == part.placements, (part.grad.placements, kept)
     return Outcome(
         error=testing.relative_error(actual.full_tensor(), expected),
         gradient_error=gradient_error,
