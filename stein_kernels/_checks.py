@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -135,6 +135,10 @@ def check_flag(op: str, name: str, value: Any) -> bool:
     return value
 
 
+@overload
+def fold_batch(value: Tensor, kept: int) -> Tensor: ...
+@overload
+def fold_batch(value: Tensor | None, kept: int) -> Tensor | None: ...
 def fold_batch(value: Tensor | None, kept: int) -> Tensor | None:
     """Fold the leading dimensions into one, keeping the last ``kept``."""
     if value is None or value.dim() == kept + 1:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DeviceMesh, DTensor, Partial, Placement, Replicate, Shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
 from stein_kernels import _backends, _slices
 
@@ -112,13 +113,19 @@ class Layout(NamedTuple):
         """The DTensor of a result's parts; ``outcome`` has the shape of the whole."""
         last = outcome.dim() - 1
         placements = [
-            Shard(dim) if dim is not None else Shard(last) if sliced and of_features else Replicate()
+            Shard(dim)
+            if dim is not None
+            else Shard(last)
+            if sliced and of_features
+            else Replicate()
             for dim, of_features in zip(self.batch, self.features, strict=True)
         ]
         sizes = {}
         if outcome.dim():  # a part of uneven shards does not tell the whole's
             sizes = {"shape": outcome.shape, "stride": outcome.contiguous().stride()}
-        return DTensor.from_local(local.contiguous(), self.mesh, placements, run_check=False, **sizes)
+        return DTensor.from_local(
+            local.contiguous(), self.mesh, placements, run_check=False, **sizes
+        )
 
     def sum(self, partial: Tensor) -> Tensor:
         """Over the ranks that hold slices of the same sets; the gradient is every partial's own."""
@@ -140,7 +147,9 @@ class Layout(NamedTuple):
             if dim is not None and dim >= missing and shape[dim - missing] == self.shape[dim]:
                 placements.append(Shard(dim - missing))
             else:
-                placements.append(Shard(len(shape) - 1) if of_features and kept == 2 else Replicate())
+                placements.append(
+                    Shard(len(shape) - 1) if of_features and kept == 2 else Replicate()
+                )
         return tuple(placements)
 
     def _from(self, local: Tensor, of_features: Placement) -> DTensor:

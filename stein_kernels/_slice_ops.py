@@ -12,7 +12,7 @@ is the source. Formulas: ``reference``.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,35 +36,47 @@ PAIRS_SORTED = 2**16  # a larger set selects the middle ranks instead: 5,000 par
 # --- torch kernels, in float64 and a run of features at a time -----------------------------------
 
 
-def _runs(x: Tensor, *others: Tensor | None) -> Iterator[tuple[slice, list[Tensor | None]]]:
-    """Runs of features, and the tensors in float64 there."""
-    b, m, d = x.shape
-    rows = sum(b * value.shape[1] for value in (x, *others) if value is not None)
+class Run(NamedTuple):
+    """Some features of everything, in float64."""
+
+    features: slice
+    x: Tensor  # (B, M, n), less the first source
+    y: Tensor  # (B, N, n), likewise
+    grad: Tensor  # (B, M, n); zeros where there is none
+
+
+def _runs(x: Tensor, grad: Tensor | None, y: Tensor | None) -> Iterator[Run]:
+    """Centred on a particle, so a common shift costs no digit of a product either."""
+    rows = x.shape[0] * (2 * x.shape[1] + (x if y is None else y).shape[1])
     step = max(1, RUN // max(1, rows))
-    for start in range(0, d, step):
-        run = slice(start, min(d, start + step))
-        yield run, [None if v is None else v[:, :, run].double() for v in (x, *others)]
+    for start in range(0, x.shape[2], step):
+        run = slice(start, min(x.shape[2], start + step))
+        centre = x[:, :1, run].double() if x.shape[1] else 0.0
+        source = x[:, :, run].double() - centre
+        target = source if y is None else y[:, :, run].double() - centre
+        score = torch.zeros_like(source) if grad is None else grad[:, :, run].double()
+        yield Run(run, source, target, score)
+
+
+def _sums(x: Tensor, y: Tensor | None) -> Tensor:
+    """Zeros (B, M, N) in float64."""
+    targets = (x if y is None else y).shape[1]
+    return x.new_zeros(x.shape[0], x.shape[1], targets, dtype=torch.float64)
 
 
 def squared_distances(x: Tensor, y: Tensor | None) -> Tensor:
-    """Sums of squared differences: a common shift of the particles costs no digit."""
-    total = x.new_zeros(x.shape[0], x.shape[1], (x if y is None else y).shape[1]).double()
-    for _, (source, target) in _runs(x, y):
-        target = source if target is None else target
-        apart = torch.cdist(source, target, compute_mode="donot_use_mm_for_euclid_dist")
-        total += apart.square()
+    total = _sums(x, y)
+    for run in _runs(x, None, y):
+        total += torch.cdist(run.x, run.y, compute_mode="donot_use_mm_for_euclid_dist").square()
     if y is None:  # 0, or NaN where a coordinate is not finite
         total.diagonal(0, 1, 2).copy_(0 * x.double().sum(-1))
     return total.to(accumulation_dtype(x.dtype))
 
 
 def displaced_products(x: Tensor, grad: Tensor, y: Tensor | None) -> Tensor:
-    total = x.new_zeros(x.shape[0], x.shape[1], (x if y is None else y).shape[1]).double()
-    for _, (source, score, target) in _runs(x, grad, y):
-        centre = source[:, :1]  # type: ignore[index]
-        source = source - centre  # type: ignore[operator]
-        target = source if target is None else target - centre
-        total += score @ target.mT - (score * source).sum(-1)[..., None]  # type: ignore[operator]
+    total = _sums(x, y)
+    for run in _runs(x, grad, y):
+        total += run.grad @ run.y.mT - (run.grad * run.x).sum(-1)[..., None]
     return total.to(accumulation_dtype(x.dtype))
 
 
@@ -75,12 +87,9 @@ def weighted_direction(
     c = 2 / bandwidth.double()[:, None, None]
     mass = turned.sum(2)[..., None]
     phi = x.new_empty((x if y is None else y).shape)
-    for run, (source, score, target) in _runs(x, grad, y):
-        centre = source[:, :1]  # type: ignore[index]
-        source = source - centre  # type: ignore[operator]
-        target = source if target is None else target - centre
-        drive = -c * source if score is None else score - c * source
-        phi[:, :, run] = (turned @ drive + c * mass * target).to(x.dtype)
+    for run in _runs(x, grad, y):
+        field = turned @ (run.grad - c * run.x) + c * mass * run.y
+        phi[:, :, run.features] = field.to(x.dtype)
     return phi
 
 

@@ -68,8 +68,9 @@ class _Slice:
             weights = weights.to(wide).expand(*batch, weights.shape[-1])
         self.ops: Any = torch.ops.stein_kernels
         if _backends.active_backend() == "reference":
-            self.ops = reference
-            x, grad, query = (v if v is None else v.to(wide) for v in (x, grad, query))
+            self.ops = reference  # which has no half types here
+            x = x.to(wide)
+            grad, query = (v if v is None else v.to(wide) for v in (grad, query))
         else:
             _backends.require(op, x)
         self.x, self.grad = fold_batch(x, 2), fold_batch(grad, 2)
@@ -132,9 +133,7 @@ def rbf_gram(
     return s.unfold(torch.exp(-pairs.squared / pairs.h[:, None, None]))
 
 
-def median_bandwidth(
-    ranks: Ranks, features: int, *, x: Tensor, rule: str = "liu_wang"
-) -> Tensor:
+def median_bandwidth(ranks: Ranks, features: int, *, x: Tensor, rule: str = "liu_wang") -> Tensor:
     """h, (...)."""
     s = _Slice("median_bandwidth", ranks, x.detach())
     return s.unfold(s.pairs(rule).h)
@@ -174,5 +173,5 @@ def kernel_stein_discrepancy(
     weighted = pairs.weighted(s.weights, leave_one_out or statistic == "u")
     divergence = pairs.divergence(weighted, features)
     phi = s.direction(weighted, pairs.h)
-    driven = ranks.sum((phi * s.grad).sum(-1, dtype=pairs.h.dtype))
+    driven = ranks.sum((phi * fold_batch(score, 2)).sum(-1, dtype=pairs.h.dtype))
     return s.unfold(reference.average(driven + divergence, s.weights))

@@ -145,7 +145,9 @@ def rbf_gram(
     bandwidth = check_bandwidth(op, bandwidth, x)
     if _use_reference(op, x, y, bandwidth):
         return reference.rbf_gram(x, y, bandwidth=bandwidth)
-    gram = torch.ops.stein_kernels.rbf_gram(fold_batch(x, 2), fold_batch(y, 2), _bandwidth(x, bandwidth))
+    gram = torch.ops.stein_kernels.rbf_gram(
+        fold_batch(x, 2), fold_batch(y, 2), _bandwidth(x, bandwidth)
+    )
     return gram.reshape(*x.shape[:-2], *gram.shape[1:])
 
 
@@ -307,7 +309,7 @@ def _use_reference(op: str, x: Tensor, *values: object) -> bool:
 def _bandwidth(x: Tensor, bandwidth: str | Tensor) -> Tensor:
     """h as a tensor (B,) in the accumulation dtype."""
     if not isinstance(bandwidth, str):
-        return fold_batch(bandwidth, 0)  # type: ignore[return-value]
+        return fold_batch(bandwidth, 0)
     median = torch.ops.stein_kernels.median_distance(fold_batch(x.detach(), 2))
     return reference.apply_rule(median, x.shape[-2], bandwidth)
 

@@ -145,9 +145,7 @@ def source_weights(x: Tensor, weights: Tensor | None, targets: int, leave_one_ou
     return pair * scale[..., None, :] * off_diagonal
 
 
-def pair_weights(
-    squared: Tensor, h: Tensor, weights: Tensor | None, leave_one_out: bool
-) -> Tensor:
+def pair_weights(squared: Tensor, h: Tensor, weights: Tensor | None, leave_one_out: bool) -> Tensor:
     """w_i k_ij, or w_i W/(W - w_j) k_ij with pair (i, i) left out; (..., M, N)."""
     kernel = torch.exp(-squared / h[..., None, None])
     return kernel * source_weights(squared, weights, squared.shape[-1], leave_one_out)
@@ -184,7 +182,9 @@ def stein_divergence(
     return divergence_of(pairs, squared, along, h, x.shape[-1])
 
 
-def divergence_of(pairs: Tensor, squared: Tensor, along: Tensor, h: Tensor, features: int) -> Tensor:
+def divergence_of(
+    pairs: Tensor, squared: Tensor, along: Tensor, h: Tensor, features: int
+) -> Tensor:
     """sum_i P_ij [c d - c^2 |y_j - x_i|^2 - c g_i . (y_j - x_i)], from (..., M, N) to (..., N)."""
     c = 2.0 / h[..., None, None]
     return (pairs * (c * features - c.square() * squared - c * along)).sum(-2)

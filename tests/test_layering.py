@@ -27,7 +27,10 @@ PAIRS = {"_checks", "reference", "gpu.packing"}  # what a flow may be made of
 # What each module of stein_kernels may import of stein_kernels. A new module states its place here.
 PLACES = {
     "__init__": {"functional", "_backends"},
-    "functional": {"_backends", "_checks", "_ops", "reference"},
+    "functional": {"_backends", "_checks", "_ops", "_sharding", "reference"},
+    "_sharding": {"_backends", "_slices"},
+    "_slices": {"_backends", "_checks", "_slice_ops", "reference"},
+    "_slice_ops": {"_checks", "reference"},
     "_ops": {"_checks", "_composite", "gpu.dispatch"},
     "_composite": {"_checks", "reference"},
     "_checks": {"reference"},

@@ -15,7 +15,12 @@ from typing import Any
 import pytest
 
 SECONDS = 120  # that a function may take; a rank that waits for another for ever fails here
-PRELOADED = ["torch._dynamo", "torch.distributed.tensor", "stein_kernels.testing", "stein_kernels._sharding"]
+PRELOADED = [
+    "torch._dynamo",
+    "torch.distributed.tensor",
+    "stein_kernels.testing",
+    "stein_kernels._sharding",
+]
 
 
 def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import stein_kernels
-from stein_kernels import testing, use_backend
+from stein_kernels import reference, testing, use_backend
 
 
 class Traffic(TorchDispatchMode):
@@ -74,9 +74,7 @@ def arguments_of(case: Case) -> tuple[list[Tensor], dict[str, Tensor]]:
     return positional, keywords
 
 
-def distribute(
-    value: Tensor, kept: int, mesh: dist.DeviceMesh, sharded: tuple[str, ...]
-) -> Tensor:
+def distribute(value: Tensor, kept: int, mesh: DeviceMesh, sharded: tuple[str, ...]) -> Tensor:
     """By mesh dimension: "features", "batch" (the first dimension) or "none"."""
     where = {
         "features": Shard(value.dim() - 1) if kept == 2 else Replicate(),
@@ -87,22 +85,20 @@ def distribute(
     return distribute_tensor(value, mesh, [where[name] for name in sharded], src_data_rank=None)
 
 
-def mesh_of(sharded: tuple[str, ...]) -> dist.DeviceMesh:
+def mesh_of(sharded: tuple[str, ...]) -> DeviceMesh:
     size = dist.get_world_size()
     shape = (size,) if len(sharded) == 1 else (2, size // 2)
     return init_device_mesh("cpu", shape)
 
 
-def compare(
-    case: Case, sharded: tuple[str, ...] = ("features",), backend: str = "auto"
-) -> Outcome:
+def compare(case: Case, sharded: tuple[str, ...] = ("features",), backend: str = "auto") -> Outcome:
     """The function on DTensors, forward and backward, against the same on whole tensors."""
     function = getattr(stein_kernels, case.function)
     positional, keywords = arguments_of(case)
     mesh, options = mesh_of(sharded), dict(case.options)
     whole = [testing.clone_leaf(value) for value in (*positional, *keywords.values())]
     kept = [2] * len(positional) + [_KEPT[name] for name in keywords]
-    parts = [
+    parts: list[Any] = [
         distribute(value, k, mesh, sharded).detach().requires_grad_()
         for value, k in zip((*positional, *keywords.values()), kept, strict=True)
     ]
@@ -115,7 +111,9 @@ def compare(
         expected = function(*whole[:count], **named, **options)
     gradient_error, backward = 0.0, Traffic()
     if expected.requires_grad and expected.numel():
-        cotangent = torch.randn(expected.shape, dtype=expected.dtype, generator=testing.generator(7))
+        cotangent = torch.randn(
+            expected.shape, dtype=expected.dtype, generator=testing.generator(7)
+        )
         expected.backward(cotangent)
         spread = distribute_tensor(cotangent, mesh, actual.placements, src_data_rank=None)
         with backward:
@@ -124,7 +122,7 @@ def compare(
             if value.grad is not None:
                 found = part.grad.full_tensor()
                 gradient_error = max(gradient_error, testing.relative_error(found, value.grad))
-                assert part.grad.placements == part.placements, (part.grad.placements, kept)
+                assert part.grad.placements == part.placements
     return Outcome(
         error=testing.relative_error(actual.full_tensor(), expected),
         gradient_error=gradient_error,
@@ -137,10 +135,82 @@ def compare(
 
 def error_against_float64(case: Case) -> float:
     """Of the sharded function, against the specification in float64 on the same rounded inputs."""
-    positional, keywords = arguments_of(case)
+    positional, _ = arguments_of(case)
     mesh = mesh_of(("features",))
     parts = [distribute(value, 2, mesh, ("features",)) for value in positional]
     actual = getattr(stein_kernels, case.function)(*parts, **dict(case.options))
     wide = [value.double() for value in positional]
-    exact = getattr(stein_kernels.reference, case.function)(*wide, **dict(case.options))
+    exact = getattr(reference, case.function)(*wide, **dict(case.options))
     return testing.relative_error(actual.full_tensor(), exact)
+
+
+def refusals() -> list[str]:
+    """The messages of calls that may not work, each the same on every rank and without traffic."""
+    mesh = mesh_of(("features",))
+    x = testing.gaussian_problem(6, 5).x
+    features, particles, whole = (
+        distribute_tensor(x, mesh, [where], src_data_rank=None)
+        for where in (Shard(1), Shard(0), Replicate())
+    )
+    partial = DTensor.from_local(x, mesh, [Partial()], run_check=False)
+    weights = torch.ones(6)
+    shorter = distribute_tensor(x[:, :4], mesh, [Shard(1)], src_data_rank=None)
+    other = distribute_tensor(x, init_device_mesh("cpu", (1, mesh.size())), [Replicate(), Shard(1)])
+    direction = stein_kernels.svgd_direction
+    calls = [
+        lambda: direction(particles, particles),
+        lambda: direction(partial, partial),
+        lambda: direction(features, whole),
+        lambda: direction(features, x),
+        lambda: direction(x, features),
+        lambda: direction(features, features, weights=weights),
+        lambda: direction(features, shorter),
+        lambda: direction(features, other),
+        lambda: direction(features, features, bandwidth=-1.0),
+        lambda: stein_kernels.median_bandwidth(features, rule="mean"),
+    ]
+    messages = []
+    with Traffic() as traffic:
+        for call in calls:
+            try:
+                messages.append(f"no refusal: {call()}")
+            except (TypeError, ValueError) as error:
+                messages.append(f"{type(error).__name__}: {error}")
+    assert not traffic.calls
+    return messages
+
+
+def compiled() -> tuple[float, float, list[int]]:
+    """A step with a sharded direction as one graph: errors of value and gradient, and how many
+    all-reduces the graphs of forward and backward hold."""
+    from functorch.compile import make_boxed_func  # type: ignore[attr-defined]
+    from torch._dynamo.backends.common import aot_autograd
+
+    collectives = []
+
+    def count(graph, _):
+        names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+        assert not [name for name in names if "gather" in name or "all_to_all" in name]
+        collectives.append(sum("all_reduce" in name for name in names))
+        return make_boxed_func(graph.forward)
+
+    (x, grad), _ = arguments_of(Case("svgd_direction", (6, 5)))
+    mesh = mesh_of(("features",))
+
+    def step(x: Tensor, grad: Tensor) -> Tensor:
+        return x + 0.1 * stein_kernels.svgd_direction(x, grad)
+
+    parts: list[Any] = [
+        distribute(value, 2, mesh, ("features",)).requires_grad_() for value in (x, grad)
+    ]
+    whole = [testing.clone_leaf(value) for value in (x, grad)]
+    backend = aot_autograd(fw_compiler=count)
+    actual: Any = torch.compile(step, fullgraph=True, backend=backend)(*parts)
+    expected = step(*whole)
+    for value in (actual, expected):
+        value.square().sum().backward()
+    return (
+        testing.relative_error(actual.full_tensor(), expected),
+        testing.relative_error(parts[0].grad.full_tensor(), whole[0].grad),
+        collectives,
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -37,9 +39,7 @@ CASES = {
     "bandwidth": Case("median_bandwidth", (3, 7, 10)),
     "divergence": Case("stein_divergence", (3, 7, 10), ("weights",)),
     "divergence at a query": Case("stein_divergence", (7, 10), ("query",)),
-    "divergence, leave one out": Case(
-        "stein_divergence", (7, 10), (), (("leave_one_out", True),)
-    ),
+    "divergence, leave one out": Case("stein_divergence", (7, 10), (), (("leave_one_out", True),)),
     "discrepancy": Case("kernel_stein_discrepancy", (3, 7, 10)),
     "discrepancy, v": Case(
         "kernel_stein_discrepancy", (7, 10), ("weights",), (("statistic", "v"),)
@@ -72,7 +72,9 @@ def test_features(ranks, case):
         assert outcome.gradient_error <= EXACT
         assert outcome.traffic == expected
         dim = len(case.shape) - 1
-        placement = f"(Shard(dim={dim}),)" if case.function == "svgd_direction" else "(Replicate(),)"
+        placement = (
+            f"(Shard(dim={dim}),)" if case.function == "svgd_direction" else "(Replicate(),)"
+        )
         assert outcome.placements == placement
 
 
@@ -121,9 +123,7 @@ options = st.fixed_dictionaries(
 )
 @given(shape=shapes, options=options, weighted=st.booleans())
 def test_any_shape(ranks, shape, options, weighted):
-    case = Case(
-        "svgd_direction", shape, ("weights",) if weighted else (), tuple(options.items())
-    )
+    case = Case("svgd_direction", shape, ("weights",) if weighted else (), tuple(options.items()))
     for outcome in ranks(on_ranks.compare, case):
         assert outcome.error <= EXACT
         assert outcome.gradient_error <= EXACT
@@ -155,7 +155,39 @@ def test_one_bandwidth_to_the_bit(ranks):
 
 
 def test_reference_backend(ranks):
-    for outcome in ranks(on_ranks.compare, CASES["weights, leave one out"], ("features",), "reference"):
+    for outcome in ranks(
+        on_ranks.compare, CASES["weights, leave one out"], ("features",), "reference"
+    ):
         assert outcome.error <= EXACT
         assert outcome.gradient_error <= EXACT
         assert len(outcome.traffic) == 1
+
+
+REFUSALS = [
+    r"ValueError: svgd_direction: x of shape \(6, 5\) may be sharded along .* got \(Shard\(dim=0",
+    r"ValueError: svgd_direction: x of shape \(6, 5\) may be sharded along .* got \(Partial",
+    r"ValueError: svgd_direction: grad must be placed as x is, \(Shard.*, got \(Replicate",
+    r"TypeError: svgd_direction: grad must be a DTensor on the mesh of x, got a plain tensor",
+    r"TypeError: svgd_direction: an argument is a DTensor, so x must be one, got a plain tensor",
+    r"TypeError: svgd_direction: weights must be a DTensor on the mesh of x, got a plain tensor",
+    r"ValueError: svgd_direction: grad must have the shape of x, \(6, 5\), got \(6, 4\)",
+    r"TypeError: svgd_direction: grad must be a DTensor on the mesh of x, got another mesh",
+    r"ValueError: svgd_direction: bandwidth must be positive and finite, got -1.0",
+    r"ValueError: median_bandwidth: rule must be one of .* got 'mean'",
+]
+
+
+def test_refusals(ranks):
+    """On shapes of the whole, so no rank waits for one that refused."""
+    for messages in ranks(on_ranks.refusals):
+        assert len(messages) == len(REFUSALS)
+        for message, pattern in zip(messages, REFUSALS, strict=True):
+            assert re.match(pattern, message)
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)  # tracing takes seconds on every rank
+def test_compiled_without_a_break(ranks):
+    for error, gradient_error, collectives in ranks(on_ranks.compiled):
+        assert error <= EXACT
+        assert gradient_error <= EXACT
+        assert collectives == [1, 1]
