@@ -1,4 +1,4 @@
-r"""The ops on a slice of the features: what each rank does where the last dimension is sharded.
+"""The ops on a slice of the features: what each rank does where the last dimension is sharded.
 
 Squared distances and displaced products are sums over features, so those of slices add up to those
 of all; given the M x N weights of the pairs, a direction is made for every feature by itself. The
@@ -11,7 +11,7 @@ is the source. Formulas: ``reference``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -109,10 +109,36 @@ def median_of_squared(squared: Tensor) -> Tensor:
     return torch.where(finite, median, torch.nan)
 
 
+def _on_cuda(name: str) -> Callable[..., Tensor]:
+    """By the launches of long rows where they take the shape, which need no float64."""
+
+    def kernel(*arguments: Any) -> Tensor:
+        from stein_kernels import _backends, _extension
+        from stein_kernels.gpu import dispatch, routes, slices
+
+        built = _extension.cuda_status(build=False).module is not None
+        backends = dispatch.usable(_backends.active_backend(), built)
+        x = arguments[_PARTICLES.get(name, 0)]
+        if backends and x.numel():
+            as_query = (x, x, None, x)  # a set by itself would go to the flow of small sets
+            problem = routes.problem_of("svgd_direction", as_query)
+            route = routes.choose("svgd_direction", problem, backends)
+            if route.flow == "long_rows" or name == "median_of_squared":
+                with torch.cuda.device(x.device):
+                    launches = dispatch.launches(route.backend)
+                    return getattr(slices, name)(launches, route.precision, *arguments)
+        return globals()[name](*arguments)
+
+    return kernel
+
+
+_PARTICLES = {"weighted_direction": 1}  # where they stand among the arguments
 _library = Library(NAMESPACE, "FRAGMENT")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(_name, globals()[_name], "CompositeExplicitAutograd")
+    if _name != "displaced_products":  # two products of float64: no launch has it
+        _library.impl(_name, _on_cuda(_name), "CUDA")
 
 
 # --- fakes ---------------------------------------------------------------------------------------

@@ -24,13 +24,15 @@ NATIVE = sorted(
 PARTS = ("direction", "divergence", "gram", "long_pairs", "long_rows", "median", "small_set")
 PAIRS = {"_checks", "reference", "gpu.packing"}  # what a flow may be made of
 
+SLICES_ON_CUDA = {"gpu.dispatch", "gpu.routes", "gpu.slices"}
+
 # What each module of stein_kernels may import of stein_kernels. A new module states its place here.
 PLACES = {
     "__init__": {"functional", "_backends"},
     "functional": {"_backends", "_checks", "_ops", "_sharding", "reference"},
     "_sharding": {"_backends", "_slices"},
     "_slices": {"_backends", "_checks", "_slice_ops", "reference"},
-    "_slice_ops": {"_checks", "reference"},
+    "_slice_ops": {"_backends", "_checks", "_extension", "reference"} | SLICES_ON_CUDA,
     "_ops": {"_checks", "_composite", "gpu.dispatch"},
     "_composite": {"_checks", "reference"},
     "_checks": {"reference"},
@@ -49,6 +51,7 @@ PLACES = {
     "gpu/median": PAIRS,
     "gpu/small_set": PAIRS,
     "gpu/long_pairs": PAIRS | {"gpu.median"},
+    "gpu/slices": {"gpu.long_pairs"},
     "gpu/long_rows": PAIRS | {"gpu.median", "gpu.long_pairs"},
     "_optim_ops": {"_backends", "_extension", "gpu.dispatch", "gpu.long_rows", "gpu.routes"},
     "optim": {"_backends", "_checks", "_ops", "_optim_ops", "functional"},

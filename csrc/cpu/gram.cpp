@@ -6,6 +6,7 @@ namespace stein {
 
 namespace {
 
+constexpr Index kSummed = 512;  // sources that are summed in T before they go into a double
 constexpr Index kPanel =
     24;  // rows of a block of distances: a multiple of every register tile's rows
 
@@ -123,11 +124,43 @@ void column_mass(const T* gram, Index ld, Index m, Index n, T c, T* mass) {
   for (Index j = 0; j < n; ++j) mass[j] = static_cast<T>(c * sum[j]);
 }
 
+template <class T>
+void weighted_sum(const Set<T>& s, const T* gram, Index ld, double h, const T* own, double factor,
+                  T* phi) {
+  const auto& ops = tile_ops<T>();
+  const T c = static_cast<T>(2.0 / h);
+  Buffer<T> mass(s.n);
+  column_mass(gram, ld, s.m, s.n, c, mass.get());
+  const Index block = std::min<Index>(padded(s.d), s.m <= 512 ? 256 : 128);
+  parallel(at::divup(s.d, block), 1, [&](Index begin, Index end) {
+    const bool many = s.m > kSummed;
+    Buffer<T> centre(block), drive(s.m * block), field(s.n * block);
+    Buffer<double> sum(many ? s.n * block : 0);
+    for (Index k = begin; k < end; ++k) {
+      const Index f0 = k * block, n = std::min(block, s.d - f0), lanes = padded(n);
+      ops.centre(s.m, n, s.x + f0, s.d, centre);
+      ops.drive(s.m, n, lanes, s.x + f0, s.g + f0, s.d, centre, c, drive, block);
+      if (many) std::fill_n(sum.get(), s.n * block, 0.0);
+      for (Index i0 = 0; i0 == 0 || i0 < s.m; i0 += kSummed) {
+        ops.product(std::min(kSummed, s.m - i0), s.n, lanes, gram + i0 * ld, ld,
+                    drive + i0 * block, block, field, block);
+        for (Index j = 0; many && j < s.n; ++j) ops.add(lanes, field + j * block, sum + j * block);
+      }
+      for (Index j = 0; many && j < s.n; ++j)
+        for (Index f = 0; f < lanes; ++f)
+          field[j * block + f] = static_cast<T>(sum[j * block + f]);
+      ops.finish(s.n, n, field, block, mass, s.targets() + f0, centre, own, s.g + f0,
+                 static_cast<T>(factor), phi + f0, s.d);
+    }
+  });
+}
+
 #define STEIN_INSTANTIATE(T)                                      \
   template void mirror<T>(T*, Index, Index);                      \
   template void squared_distances<T>(const Set<T>&, T*, Index);   \
   template void radial_gram<T>(const Set<T>&, T*, Index, double); \
-  template void column_mass<T>(const T*, Index, Index, Index, T, T*);
+  template void column_mass<T>(const T*, Index, Index, Index, T, T*); \
+  template void weighted_sum<T>(const Set<T>&, const T*, Index, double, const T*, double, T*);
 STEIN_INSTANTIATE(float)
 STEIN_INSTANTIATE(double)
 

@@ -42,4 +42,10 @@ void radial_gram(const Set<T>& s, T* gram, Index ld, double h);
 template <class T>
 void column_mass(const T* gram, Index ld, Index m, Index n, T c, T* mass);
 
+// phi = factor (P^T (g - c x) + c mass y + own g), by blocks of features; P is M x N with rows of
+// ld, mass its column sums; own may be null.
+template <class T>
+void weighted_sum(const Set<T>& s, const T* gram, Index ld, double h, const T* own, double factor,
+                  T* phi);
+
 }  // namespace stein

@@ -84,29 +84,12 @@ void direction_tiled(const Set<T>& s, double h, T* phi) {
 // --- forward, stored
 // -----------------------------------------------------------------------------------
 
-// phi = factor (P^T (g - c x) + c mass y + own g), by blocks of features; P is M x N with rows of
-// ld.
 template <class T>
 void apply_gram(const Set<T>& s, const T* gram, Index ld, double h, T* phi) {
-  const auto& ops = tile_ops<T>();
-  const T c = static_cast<T>(2.0 / h);
-  Buffer<T> mass(s.n), own(s.n);
-  column_mass(gram, ld, s.m, s.n, c, mass.get());
+  Buffer<T> own(s.n);
   const bool add_own = s.self() && !s.leave_one_out;
   for (Index j = 0; j < s.n; ++j) own[j] = s.w && add_own ? s.w[j] : T{1};
-  const Index block = std::min<Index>(padded(s.d), s.m <= 512 ? 256 : 128);
-  parallel(at::divup(s.d, block), 1, [&](Index begin, Index end) {
-    Buffer<T> centre(block), drive(s.m * block), field(s.n * block), depth(s.n * block);
-    for (Index k = begin; k < end; ++k) {
-      const Index f0 = k * block, n = std::min(block, s.d - f0), lanes = padded(n);
-      ops.centre(s.m, n, s.x + f0, s.d, centre);
-      ops.drive(s.m, n, lanes, s.x + f0, s.g + f0, s.d, centre, c, drive, block);
-      ops.product(s.m, s.n, lanes, gram, ld, drive, block, field, block);
-      ops.finish(s.n, n, field, block, mass, s.targets() + f0, centre,
-                 add_own ? own.get() : nullptr, s.g + f0, static_cast<T>(s.factor()), phi + f0,
-                 s.d);
-    }
-  });
+  weighted_sum(s, gram, ld, h, add_own ? own.get() : nullptr, s.factor(), phi);
 }
 
 // h is taken where it is not NaN-marked by `rule`; otherwise the rule makes it from the same

@@ -139,19 +139,19 @@ class Problem(NamedTuple):
                 if squared is None:
                     squared = squared_distances(self.kernels, self.x, self.centre, self.precision)
             else:
-                norm = self._norm(self.x) if norm is None else norm
-                squared = self._apart(y, norm)
+                norm = self.norm(self.x) if norm is None else norm
+                squared = self.apart(y, norm)
             kernel = torch.exp(-squared / self.h[:, None, None])
             if self.query is None:
                 kernel.diagonal(-start, 1, 2).zero_()
             yield Tile(targets, y, squared, kernel)
 
-    def _apart(self, y: Tensor, norm: Tensor) -> Tensor:
+    def apart(self, y: Tensor, norm: Tensor) -> Tensor:
         centres = self.centre, self.centre
         inner = products(self.kernels, self.x, y, *centres, False, self.precision)
-        return (norm[:, :, None] + self._norm(y)[:, None] - 2 * inner).clamp_(min=0)
+        return (norm[:, :, None] + self.norm(y)[:, None] - 2 * inner).clamp_(min=0)
 
-    def _norm(self, values: Tensor) -> Tensor:
+    def norm(self, values: Tensor) -> Tensor:
         return (values - self.centre[:, None]).square_().sum(-1)
 
 

@@ -59,21 +59,26 @@ class Ranks:
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What the function returns on every rank."""
-        for pipe in self._pipes:
-            pipe.send((function, arguments))
         answers = []
-        for rank, pipe in enumerate(self._pipes):
-            if not pipe.poll(SECONDS):
-                pytest.fail(f"rank {rank} of {self.size} did not answer in {SECONDS} s")
-            answers.append(pipe.recv())
+        try:
+            for pipe in self._pipes:
+                pipe.send((function, arguments))
+            for rank, pipe in enumerate(self._pipes):
+                if not pipe.poll(SECONDS):
+                    pytest.fail(f"rank {rank} of {self.size} did not answer in {SECONDS} s")
+                answers.append(pipe.recv())
+        except (BrokenPipeError, EOFError):
+            codes = [process.exitcode for process in self._processes]
+            pytest.fail(f"a rank ended; exit codes {codes}")
         failures = [f"rank {r}:\n{answer}" for r, (fine, answer) in enumerate(answers) if not fine]
         if failures:
             pytest.fail("\n".join(failures))
         return [answer for _, answer in answers]
 
     def close(self) -> None:
-        for pipe in self._pipes:
-            pipe.send(None)
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            if process.is_alive():
+                pipe.send(None)
         for process in self._processes:
             process.join(10)
             if process.is_alive():

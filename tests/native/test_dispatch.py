@@ -9,7 +9,7 @@ import inspect
 import pytest
 import torch
 
-from stein_kernels import _composite, _optim_ops, testing
+from stein_kernels import _composite, _optim_ops, _slice_ops, testing
 from stein_kernels.gpu import dispatch, long_rows, routes
 from stein_kernels.testing import assert_relative_error, gaussian_problem
 from tests.native import cuda_shim
@@ -84,6 +84,26 @@ def test_the_fused_step_of_adam(launches, rule, left_out):
             _optim_ops.svgd_adam_step(x64, grad, m64, v64, factors, None, rule, left_out)
     for got, expected in ((x, x64), (m, m64), (v, v64)):
         assert_relative_error(got, expected, 1e-5)
+
+
+@pytest.mark.parametrize("particles", [9, 140])
+@pytest.mark.parametrize("at_query", [False, True])
+def test_ops_on_a_slice(emulated, particles, at_query):
+    """By the launches of long rows, against the torch kernels in float64."""
+    p = gaussian_problem(2, particles, 150)
+    y = p.query if at_query else None
+    squared = _slice_ops._on_cuda("squared_distances")(p.x, y)
+    wanted = _slice_ops.squared_distances(p.x.double(), None if y is None else y.double())
+    assert_relative_error(squared, wanted, 2e-6)
+    weights = torch.exp(-squared / p.bandwidth[:, None, None]) / particles
+    for grad in (p.grad, None):
+        arguments = (weights, p.x, grad, y, p.bandwidth)
+        phi = _slice_ops._on_cuda("weighted_direction")(*arguments)
+        exact = (v if v is None else v.double() for v in arguments)
+        assert_relative_error(phi, _slice_ops.weighted_direction(*exact), 2e-6)
+    if not at_query:
+        median = _slice_ops._on_cuda("median_of_squared")(squared)
+        assert_relative_error(median, _slice_ops.median_of_squared(wanted), 2e-6)
 
 
 # --- the table ------------------------------------------------------------------------------------
