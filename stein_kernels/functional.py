@@ -7,6 +7,10 @@ comes back in the half type. Under autocast every op runs in float32.
 
 Autograd: first derivatives by fused kernels; second ones inside ``use_backend("reference")``.
 A bandwidth that a rule made is a constant for autograd; a bandwidth tensor receives its gradient.
+
+DTensors: features (the last dimension) and batch dimensions may be sharded, particles may not. All
+tensors of a call lie on one mesh and alike; a direction comes out as x lies, all other results are
+replicated over the ranks that share the features. See ``_sharding``.
 """
 
 from __future__ import annotations

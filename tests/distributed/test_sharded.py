@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bench import scaling
 from tests.distributed import on_ranks
 from tests.distributed.on_ranks import Case
 
@@ -47,26 +48,21 @@ CASES = {
 }
 
 
-def pairs_summed(case: Case) -> list[tuple[str, int]]:
-    """What a call adds up over the ranks: docs/scaling.md."""
-    *batch, m, _ = case.shape
-    sets = torch.Size(batch).numel()
+def counted(case: Case) -> list[tuple[str, int]]:
+    """What a call adds up over the ranks, by the formulas of docs/scaling.md."""
+    *batch, particles, _ = case.shape
     queries = {"query", "y"} & set(case.given)
-    pairs = m * 5 if queries else m * m
-    along = case.function in ("stein_divergence", "kernel_stein_discrepancy")
-    by_rule = isinstance(dict(case.options).get("bandwidth", "liu_wang"), str)
-    by_rule = by_rule and "bandwidth" not in case.given
-    numbers = sets * (pairs * (1 + along) + (m * m if queries and by_rule else 0))
-    calls = [("all_reduce", numbers)]
-    if case.function == "kernel_stein_discrepancy":
-        calls.append(("all_reduce", sets * m))
-    return calls
+    given = {"bandwidth": "liu_wang", **dict(case.options)}["bandwidth"]
+    rule = isinstance(given, str) and "bandwidth" not in case.given
+    sets, targets = torch.Size(batch).numel(), 5 if queries else None
+    numbers = scaling.summed(case.function, sets, particles, targets, rule=rule)
+    return [("all_reduce", each) for each in numbers]
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_features(ranks, case):
     """Values and gradients are those of one process; all that is moved is one matrix of pairs."""
-    expected = pairs_summed(case)
+    expected = counted(case)
     for outcome in ranks(on_ranks.compare, case):
         assert outcome.error <= EXACT
         assert outcome.gradient_error <= EXACT
@@ -100,12 +96,18 @@ def test_sets_of_one_rank_need_no_other(ranks, function, sharded):
 
 @pytest.mark.parametrize("given", [(), ("weights", "bandwidth"), ("query",)], ids=str)
 def test_batch_and_features(ranks, given):
-    """A mesh of two dimensions: the sets over one, their features over the other."""
+    """A mesh of two dimensions: the sets over one, their features over the other.
+
+    Of 2 ranks each has its own sets, whole: a group of one process, which moves nothing.
+    """
     case = Case("svgd_direction", (3, 6, 5), given)
-    for outcome in ranks(on_ranks.compare, case, ("batch", "features")):
+    outcomes = ranks(on_ranks.compare, case, ("batch", "features"))
+    for rank, outcome in enumerate(outcomes):
         assert outcome.error <= EXACT
         assert outcome.gradient_error <= EXACT
-        assert len(outcome.traffic) <= 1  # none where a mesh dimension has one rank
+        sets = 2 if rank < ranks.size // 2 else 1
+        expected = counted(case._replace(shape=(sets, 6, 5)))
+        assert outcome.traffic == ([] if ranks.size == 2 else expected)
         assert outcome.placements == "(Shard(dim=0), Shard(dim=2))"
 
 

@@ -1,0 +1,113 @@
+"""``python -m bench.scaling``: the table of docs/scaling.md, what sharded ops move and how long.
+
+Every number is by formula. The formulas of what is summed are those that tests/distributed counts
+in the running program; the rates are named in the table, and nothing here is measured.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import NamedTuple
+
+from bench import counters, tables
+from bench.environment import ROOT
+from bench.report import fill
+
+PAGE = "docs/scaling.md"
+MARKS = ("<!-- scaling:begin -->", "<!-- scaling:end -->")
+RANKS = (1, 2, 4, 8, 64, 512)
+PROBLEMS = ((20, 11_000_000), (100, 2_000_000), (100, 200_000_000), (5000, 208_000))  # M, P
+
+
+class Rates(NamedTuple):
+    """Of one device, and of the links between them."""
+
+    device: counters.Rates = counters.H200
+    link: float = 50e9  # bytes a second a device, one 400 Gb/s port
+    hop: float = 10e-6  # seconds of latency of a step of a collective
+
+
+def summed(
+    function: str, sets: int, particles: int, targets: int | None = None, *, rule: bool = True
+) -> list[int]:
+    """Numbers in each all-reduce of a call; `targets` where there is a query (or a y).
+
+    `rule`: the bandwidth comes from the distances within the particles.
+    """
+    pairs = particles * (particles if targets is None else targets)
+    matrices = 2 if function in ("stein_divergence", "kernel_stein_discrepancy") else 1
+    within = particles**2 if rule and targets is not None else 0
+    calls = [sets * (matrices * pairs + within)]
+    if function == "kernel_stein_discrepancy":
+        calls.append(sets * particles)
+    return calls
+
+
+def wire_bytes(numbers: float, ranks: int, itemsize: int = 4) -> float:
+    """What one device sends in a ring all-reduce: reduce-scatter, then all-gather."""
+    return 2 * (ranks - 1) / ranks * numbers * itemsize
+
+
+def all_reduce_seconds(numbers: float, ranks: int, rates: Rates) -> float:
+    """By a tree of log2(W) hops each way, and the bytes of a ring."""
+    hops = 2 * math.ceil(math.log2(ranks)) if ranks > 1 else 0
+    return hops * rates.hop + wire_bytes(numbers, ranks) / rates.link
+
+
+def local_seconds(particles: int, features: int, ranks: int, rates: Rates) -> float:
+    """The slice's floor: x read twice, grad read once, phi written once, all of 4 bytes; and the
+    products of particles with particles and of weights with scores, each as three of tf32."""
+    coordinates = particles * features / ranks
+    products = 4 * particles * coordinates
+    return max(16 * coordinates / rates.device.bandwidth, 3 * products / rates.device.tf32)
+
+
+def rows(rates: Rates) -> list[list[str]]:
+    """A line for each problem and number of devices."""
+    table = []
+    for particles, features in PROBLEMS:
+        alone = local_seconds(particles, features, 1, rates)
+        for ranks in RANKS:
+            (numbers,) = summed("svgd_direction", 1, particles)
+            local = local_seconds(particles, features, ranks, rates)
+            moving = all_reduce_seconds(numbers, ranks, rates)
+            gathered = 2 * 4 * particles * features * (ranks - 1) / ranks
+            table.append(
+                [
+                    f"{particles:,} x {features:,}",
+                    f"{ranks:,}",
+                    f"{wire_bytes(numbers, ranks) / 1e6:,.3f}",
+                    f"{gathered / 1e6:,.0f}",
+                    f"{1e3 * local:.3f}",
+                    f"{1e3 * moving:.3f}",
+                    f"{alone / (ranks * (local + moving)):.0%}",
+                ]
+            )
+    return table
+
+
+def page() -> str:
+    """What stands between the marks."""
+    rates = Rates()
+    header = ["particles x features", "devices", "MB sent", "MB if x and grad were gathered"]
+    header += ["ms local", "ms all-reduce", "efficiency"]
+    given = (
+        f"Float32, one direction. Rates: {rates.device.bandwidth / 1e12:g} TB/s of device memory, "
+        f"{rates.device.tf32 / 1e12:g} TFLOP/s in tf32 (a third of it for three products), "
+        f"{rates.link / 1e9:g} GB/s a device between devices, {1e6 * rates.hop:g} microseconds a "
+        "hop. By formula, not measured."
+    )
+    return f"{tables.markdown(header, rows(rates))}\n\n{given}"
+
+
+def main() -> int:
+    if not fill(ROOT / PAGE, page(), *MARKS):
+        print(f"{PAGE}: no {MARKS[0]} ... {MARKS[1]}", file=sys.stderr)
+        return 1
+    print(f"{PAGE}: drawn")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
