@@ -6,13 +6,21 @@ Shapes: M decoders of P parameters, B images, S codes an image, d code dimension
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from steinvae.config import MethodConfig
 from steinvae.networks import Networks
+
+
+class SharesTheta(Protocol):
+    """Processes that each decode some images of a minibatch."""
+
+    def by_feature(self, theta: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+        """theta and the mean of all scores (M, P), each process holding a slice of P."""
+        ...
 
 
 class Batch(NamedTuple):
@@ -35,6 +43,9 @@ class Batch(NamedTuple):
 
     temperature: float = 1.0
     """T: codes are moved towards p(x, z)^(1/T)."""
+
+    ranks: SharesTheta | None = None
+    """The processes that have the other rows of the minibatch, if any."""
 
     def images(self, rows: slice) -> Batch:
         """The same for some of the images."""

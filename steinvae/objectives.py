@@ -155,9 +155,12 @@ def _move(
         weights=weights.codes,
         group=method.importance_samples,
     )
+    theta, score = networks.theta.flat, scores.theta
+    if batch.ranks is not None:
+        theta, score = batch.ranks.by_feature(theta, score)
     to_theta = theta_direction(
-        networks.theta.flat,
-        scores.theta,
+        theta,
+        score,
         bandwidth=method.theta_bandwidth,
         data_size=data_size,
         weights=weights.theta,

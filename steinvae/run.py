@@ -9,7 +9,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -32,6 +33,9 @@ from steinvae.signals import StopRequest
 from steinvae.topics import topic_results
 from steinvae.trainer import Trainer, choose_device, use_threads
 
+if TYPE_CHECKING:
+    from steinvae.distributed import World
+
 CONFIG, MODEL, RESULT = "config.yaml", "model.safetensors", "result.json"
 SAMPLES_DRAWN = 64
 
@@ -40,34 +44,55 @@ class SetupError(Exception):
     """The run cannot start: a setting, a data file or the run folder is not as it must be."""
 
 
-def run(config: Config) -> tuple[Path, list[dict[str, Any]]]:
-    """Train `config` and its baseline; returns the run folder and the results, baseline last."""
+def run(config: Config, world: World | None = None) -> tuple[Path, list[dict[str, Any]]]:
+    """Train `config` and its baseline; returns the run folder and the results, baseline last.
+
+    Of the processes of a `world` the leader writes and has results, the others have none.
+    """
     use_threads(config)
     beside = baseline(config)
     with ExitStack() as stack:
         try:
-            run_dir = choose_run_dir(config)
-            stack.enter_context(lock_run_dir(run_dir))
+            leads = world is None or world.leads
+            run_dir = choose_run_dir(config) if leads else Path()
+            if world is not None:
+                world.check(config)
+                run_dir = world.agree(run_dir)
+            if leads:
+                stack.enter_context(lock_run_dir(run_dir))
             dataset = load_data(config)
-            trainer = prepare(config, dataset, run_dir)
-            second = beside and prepare(beside, dataset, run_dir / f"baseline-{beside.method.name}")
+            trainer = prepare(config, dataset, run_dir, world)
+            folder = run_dir / f"baseline-{config.trainer.baseline}"
+            second = beside and prepare(beside, dataset, folder, world)
         except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
             raise SetupError(str(error)) from error
         stop = stack.enter_context(StopRequest())
-        results = [train(each, stop) for each in (trainer, second) if each]
+        trainers = [each for each in (trainer, second) if each]
+        if not leads:
+            for each in trainers:
+                follow(each, stop)
+            return run_dir, []
+        results = [train(each, stop) for each in trainers]
         results[0]["baselines"] = results[1:]
         write_report(run_dir, results[0], results[1:])
         write_result(run_dir, results[0])
     return run_dir, results
 
 
-def prepare(config: Config, dataset: Dataset, run_dir: Path) -> Trainer:
+def prepare(config: Config, dataset: Dataset, run_dir: Path, world: World | None = None) -> Trainer:
     """A trainer in `run_dir`, continuing the run that is there if `resume` says so."""
     if config.resume == "auto" and (run_dir / CONFIG).exists():
         check_same(read_config(run_dir), config)
-    trainer = Trainer(config, dataset, run_dir)
+    if world is None:
+        trainer = Trainer(config, dataset, run_dir)
+    else:
+        from steinvae.distributed import ShardedTrainer  # half a second of DTensor
+
+        trainer = ShardedTrainer(config, dataset, run_dir, world)
     if config.resume == "auto":
         trainer.resume()
+    if world is not None and not world.leads:
+        return trainer
     text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
     write_text(run_dir / CONFIG, text)
     return trainer
@@ -99,6 +124,17 @@ def train(trainer: Trainer, stop: StopRequest) -> dict[str, Any]:
         trainer.fit(metrics, progress, stop)
         progress.print(f"{label}: evaluating on the test images")
     return finish(trainer)
+
+
+def follow(trainer: Trainer, stop: StopRequest) -> None:
+    """Train in a process that writes nothing."""
+    total = trainer.config.trainer.max_steps
+    with (
+        TemporaryDirectory() as unread,
+        MetricsWriter(Path(unread), None) as metrics,
+        Progress(total, rank=1) as progress,
+    ):
+        trainer.fit(metrics, progress, stop)
 
 
 def finish(trainer: Trainer) -> dict[str, Any]:

@@ -1,15 +1,22 @@
 """`python -m steinvae.train`: train a Stein VAE, and an ordinary VAE beside it.
 
 Without arguments: the 8x8 digits of scikit-learn, offline, in about a minute. With `--plan`: what a
-step costs, and no training.
+step costs, and no training. On many devices: `torchrun --nproc-per-node N -m steinvae.train ...`.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 from steinvae.cli import parse_config
+from steinvae.config import Config
+
+if TYPE_CHECKING:
+    from steinvae.distributed import World
 
 DESCRIPTION = (
     "Train a Stein variational autoencoder, or a baseline on the same networks. "
@@ -34,14 +41,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     from steinvae.trainer import NonFiniteError
 
     try:
-        run_dir, results = run(config)
+        with processes(config) as world:
+            run_dir, results = run(config, world)
     except (SetupError, NonFiniteError) as error:
         print(f"steinvae.train: {error}", file=sys.stderr)
         return 1
-    print(f"run folder: {run_dir.resolve()}")
+    if world is None or world.leads:
+        print(f"run folder: {run_dir.resolve()}")
     for result in results:
         print(summary(result))
     return 0
+
+
+def processes(config: Config) -> AbstractContextManager[World | None]:
+    """Those that torchrun started; None where this one is alone."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return nullcontext()
+    from steinvae.distributed import joined
+
+    return joined(config.trainer.device)
 
 
 def summary(result: dict) -> str:

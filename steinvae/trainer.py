@@ -180,8 +180,15 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint and drop old ones."""
+        self.write(self.tensors())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint holds, by name."""
         best = {f"best.{name}": tensor for name, tensor in self._best.items()}
-        tensors = self.networks.tensors() | self.optimizer.tensors() | best
+        return self.networks.tensors() | self.optimizer.tensors() | best
+
+    def write(self, tensors: dict[str, Tensor]) -> None:
+        """Write these as the checkpoint of this step and drop old ones."""
         checkpoint.save(self.run_dir, self.step, tensors, self.state)
         checkpoint.prune(self.run_dir, self.config.trainer.keep_checkpoints)
 

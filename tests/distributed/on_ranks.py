@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import stein_kernels
 from stein_kernels import reference, testing, use_backend
@@ -31,7 +32,7 @@ class Traffic(TorchDispatchMode):
         if func.namespace in ("_c10d_functional", "c10d", "_dtensor", "c10d_functional"):
             name = func._opname.strip("_")
             if name not in ("wait_tensor", "wrap_tensor_autograd"):  # which move nothing
-                numbers = sum(a.numel() for a in args if isinstance(a, Tensor))
+                numbers = sum(a.numel() for a in tree_leaves(args) if isinstance(a, Tensor))
                 self.calls.append((name, numbers))
         return func(*args, **(kwargs or {}))
 

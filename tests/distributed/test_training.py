@@ -1,0 +1,93 @@
+"""A run of 2 and of 4 processes is that of one, and continues that of any number."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from stein_kernels.testing import relative_error
+from steinvae import checkpoint
+from tests.conftest import ROOT
+from tests.distributed import training
+
+# In float64, four updates. Sums over images come in another order, to 1e-16 of their size; Adam
+# divides by the size of the gradient, so one that cancels to 1e-6 of its terms is good to 1e-10.
+EXACT = 1e-10
+METHODS = {
+    "stein": {},
+    "dealt": {"pairing": "strat"},
+    "viwae": {"name": "stein_viwae", "importance_samples": 3},
+    "vae": {"name": "vae", "shared_noise": True},
+    "regression": {"regression_steps": 2},
+}
+
+
+def assert_same(actual, expected) -> None:
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert relative_error(actual[name], value) <= EXACT, name
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_a_run_is_that_of_one_process(ranks, method, tmp_path):
+    expected = training.alone(tmp_path / "one", 4, **method)
+    for actual in ranks(training.together, tmp_path / "all", 4, method):
+        assert_same(actual, expected)
+
+
+def test_any_number_of_processes_continues(ranks, tmp_path):
+    """2 updates by the ranks, then 2 by one; 2 by one, then 2 by the ranks."""
+    expected = training.alone(tmp_path / "one", 4)
+    ranks(training.together, tmp_path / "there", 2, {})
+    assert checkpoint.load(checkpoint.latest(tmp_path / "there")).step == 2
+    assert_same(training.alone(tmp_path / "there", 4), expected)
+    training.alone(tmp_path / "back", 2)
+    for actual in ranks(training.together, tmp_path / "back", 4, {}):
+        assert_same(actual, expected)
+
+
+def test_what_an_update_moves(ranks, tmp_path):
+    """Scores by reduce-scatter and theta by all-gather, as ZeRO 1 does, and M x M numbers.
+
+    Adam's moments are those of the slice.
+    """
+    width = -(-training.DECODER // ranks.size)  # slices are padded to the widest
+    part = training.DECODERS * width
+    answers = ranks(training.traffic_of_an_update, tmp_path)
+    for rank, (calls, encoder, moments) in enumerate(answers):
+        assert calls == [
+            ("reduce_scatter_tensor", ranks.size * part),
+            ("all_reduce", training.DECODERS**2),
+            ("allreduce", encoder + 1),
+            ("all_gather_into_tensor", part),
+        ]
+        own = min(width, training.DECODER - rank * width)
+        assert moments[0] == (training.DECODERS, own)
+
+
+COMMAND = [
+    *("-m", "torch.distributed.run", "--nproc-per-node", "2"),
+    *("-m", "steinvae.train", "--trainer.max_steps", "200000", "--trainer.log_every", "1"),
+    *("--trainer.device", "cpu", "--trainer.baseline", "none", "--trainer.batch_size", "8"),
+    *("--method.code_particles", "4", "--run_dir", "run"),
+]
+
+
+@pytest.mark.slow
+def test_torchrun_stops_all_at_one_step(tmp_path):
+    """SIGTERM to the launcher, which hands it on: the run is saved, and no process hangs."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with subprocess.Popen([sys.executable, *COMMAND], cwd=tmp_path, env=environment) as launcher:
+        while not (metrics.exists() and metrics.stat().st_size):
+            assert launcher.poll() is None
+            time.sleep(0.2)
+        launcher.send_signal(signal.SIGTERM)
+        launcher.wait(60)
+    saved = checkpoint.load(checkpoint.latest(tmp_path / "run"))
+    assert saved.tensors["adam.0.exp_avg"].shape == saved.tensors["theta"].shape

@@ -1,0 +1,107 @@
+"""What the tests of training run on every rank: a run of all ranks beside a run of one process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steinvae.config import Config, EvaluationConfig, MethodConfig, ModelConfig, TrainerConfig
+from steinvae.data import Dataset
+from steinvae.data.synthetic import Vectors
+from steinvae.distributed import ShardedTrainer, World
+from steinvae.logging import MetricsWriter, Progress
+from steinvae.run import follow
+from steinvae.signals import StopRequest
+from steinvae.trainer import Trainer
+from tests.distributed.on_ranks import Traffic
+
+PIXELS = 9  # decoders of 3 codes, 5 units, 9 pixels have 74 parameters: 19, 19, 19, 17 on 4 ranks
+DECODERS, DECODER = 3, 74
+
+
+class Wide(Vectors):
+    """In float64, to compare sums in another order."""
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return super().batch(indices, generator).double()
+
+
+def data() -> Dataset:
+    draw = torch.Generator().manual_seed(3)
+    splits = {
+        name: Wide(torch.rand(size, PIXELS, generator=draw, dtype=torch.float32))
+        for name, size in {"train": 32, "validation": 8, "test": 8}.items()
+    }
+    return Dataset(
+        name="pixels", binarization="none", binarization_seed=None, image_shape=None, **splits
+    )
+
+
+def config(steps: int, **method: Any) -> Config:
+    settings = MethodConfig(theta_particles=DECODERS, code_particles=6, **method)
+    evaluation = EvaluationConfig(images=4, samples=4, validation_images=4, validation_samples=4)
+    trainer = TrainerConfig(
+        max_steps=steps,
+        batch_size=8,
+        log_every=1,
+        validate_every=2,
+        checkpoint_every=2,
+        baseline="none",
+        device="cpu",
+    )
+    model = ModelConfig(codes=3, hidden=(5,))
+    return replace(Config(), model=model, method=settings, trainer=trainer, evaluation=evaluation)
+
+
+def fit(trainer: Trainer) -> dict[str, Tensor]:
+    """All that a checkpoint of the end would hold."""
+    if isinstance(trainer, ShardedTrainer):
+        follow(trainer, StopRequest())
+        return trainer.tensors()
+    with (
+        MetricsWriter(trainer.run_dir, trainer.step or None) as metrics,
+        Progress(trainer.config.trainer.max_steps, rank=1) as progress,
+    ):
+        trainer.fit(metrics, progress, StopRequest())
+    return trainer.tensors()
+
+
+def alone(folder: Path, steps: int, **method: Any) -> dict[str, Tensor]:
+    """A run of one process, continued where the folder has one."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        trainer = Trainer(config(steps, **method), data(), folder)
+        trainer.resume()
+        return fit(trainer)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def together(folder: Path, steps: int, method: dict[str, Any]) -> dict[str, Tensor]:
+    """A run of all ranks, continued where the folder has one; what this rank holds in the end."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        trainer = ShardedTrainer(config(steps, **method), data(), folder, World())
+        trainer.resume()
+        return {name: value.clone() for name, value in fit(trainer).items()}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def traffic_of_an_update(folder: Path) -> tuple[list[tuple[str, int]], int, list[tuple[int, ...]]]:
+    """The collectives of one update in float32, the encoder's parameters, and the shapes of Adam's
+    moments here."""
+    trainer = ShardedTrainer(config(1), _narrow(data()), folder, World())
+    with Traffic() as traffic:
+        trainer.update(0, monitor=False)
+    moments = trainer.optimizer._own._adam.state  # type: ignore[attr-defined]
+    shapes = [tuple(state["exp_avg"].shape) for state in moments.values()]
+    return traffic.calls, sum(e.numel() for e in trainer.networks.eta()), shapes
+
+
+def _narrow(dataset: Dataset) -> Dataset:
+    return replace(dataset, train=Vectors(dataset.train.rows))  # type: ignore[attr-defined]
