@@ -1,4 +1,4 @@
-"""``python -m bench.scaling``: the table of docs/scaling.md, what sharded ops move and how long.
+"""``python -m bench.scaling``: the tables of docs/scaling.md, what sharded ops move and how long.
 
 Every number is by formula. The formulas of what is summed are those that tests/distributed counts
 in the running program; the rates are named in the table, and nothing here is measured.
@@ -16,8 +16,15 @@ from bench.report import fill
 
 PAGE = "docs/scaling.md"
 MARKS = ("<!-- scaling:begin -->", "<!-- scaling:end -->")
+UPDATE_MARKS = ("<!-- update:begin -->", "<!-- update:end -->")
 RANKS = (1, 2, 4, 8, 64, 512)
 PROBLEMS = ((20, 11_000_000), (100, 2_000_000), (100, 200_000_000), (5000, 208_000))  # M, P
+# Name, decoders, parameters of one, of the encoder: MNIST (Pu et al. 2017, section 5.2) and
+# ImageNet (appendix D: 11 million each).
+NETWORKS = (
+    ("MNIST, 100 x 208,000", 100, 208_000, 220_000),
+    ("ImageNet, 20 x 11,000,000", 20, 11_000_000, 11_000_000),
+)
 
 
 class Rates(NamedTuple):
@@ -42,6 +49,32 @@ def summed(
     if function == "kernel_stein_discrepancy":
         calls.append(sets * particles)
     return calls
+
+
+def slice_width(features: int, ranks: int) -> int:
+    """Features of the widest slice; to its width the others are padded where slices are moved."""
+    return -(-features // ranks)
+
+
+def update(decoders: int, parameters: int, encoder: int, ranks: int) -> list[tuple[str, int]]:
+    """The collectives of an update in steinvae, and the numbers that a process hands to each.
+
+    Scores to their slices; distances; the encoder's gradient, with the squared norm of the slice of
+    theta's; slices of theta to all.
+    """
+    part = decoders * slice_width(parameters, ranks)
+    return [
+        ("reduce_scatter_tensor", ranks * part),
+        ("all_reduce", decoders**2),
+        ("allreduce", encoder + 1),
+        ("all_gather_into_tensor", part),
+    ]
+
+
+def update_bytes(decoders: int, parameters: int, encoder: int, ranks: int) -> float:
+    """What one device sends in an update: rings, a reduce-scatter or all-gather is half of one."""
+    whole = decoders * slice_width(parameters, ranks) * ranks
+    return wire_bytes(whole + decoders**2 + encoder + 1, ranks)
 
 
 def wire_bytes(numbers: float, ranks: int, itemsize: int = 4) -> float:
@@ -87,8 +120,32 @@ def rows(rates: Rates) -> list[list[str]]:
     return table
 
 
+def update_rows(rates: Rates) -> list[list[str]]:
+    """Bytes and seconds of an update, and the memory that theta takes on one device.
+
+    All of theta and of the own scores, and slices of theta, of the mean scores and of two moments.
+    """
+    table = []
+    for name, decoders, parameters, encoder in NETWORKS:
+        for ranks in RANKS[1:]:
+            sent = update_bytes(decoders, parameters, encoder, ranks)
+            theta = 4 * decoders * parameters
+            table.append(
+                [
+                    name,
+                    f"{ranks:,}",
+                    f"{sent / 1e6:,.1f}",
+                    f"{wire_bytes(decoders**2, ranks) / 1e6:.4f}",
+                    f"{1e3 * sent / rates.link:.2f}",
+                    f"{(2 * theta + 4 * theta / ranks) / 1e6:,.1f}",
+                    f"{4 * theta / 1e6:,.1f}",
+                ]
+            )
+    return table
+
+
 def page() -> str:
-    """What stands between the marks."""
+    """What stands between the marks of the op."""
     rates = Rates()
     header = ["particles x features", "devices", "MB sent", "MB if x and grad were gathered"]
     header += ["ms local", "ms all-reduce", "efficiency"]
@@ -101,10 +158,27 @@ def page() -> str:
     return f"{tables.markdown(header, rows(rates))}\n\n{given}"
 
 
+def update_page() -> str:
+    """What stands between the marks of an update."""
+    header = [
+        "decoders x parameters",
+        "devices",
+        "MB sent",
+        "of it for distances",
+        "ms at the link",
+    ]
+    header += ["MB of theta, scores and Adam a device", "MB in one process"]
+    return tables.markdown(header, update_rows(Rates()))
+
+
+PAGES = {MARKS: page, UPDATE_MARKS: update_page}
+
+
 def main() -> int:
-    if not fill(ROOT / PAGE, page(), *MARKS):
-        print(f"{PAGE}: no {MARKS[0]} ... {MARKS[1]}", file=sys.stderr)
-        return 1
+    for marks, draw in PAGES.items():
+        if not fill(ROOT / PAGE, draw(), *marks):
+            print(f"{PAGE}: no {marks[0]} ... {marks[1]}", file=sys.stderr)
+            return 1
     print(f"{PAGE}: drawn")
     return 0
 

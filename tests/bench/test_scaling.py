@@ -8,10 +8,11 @@ from bench import scaling
 from bench.environment import ROOT
 
 
-def test_the_page_is_current():
-    _, _, rest = (ROOT / scaling.PAGE).read_text().partition(scaling.MARKS[0])
-    drawn, _, _ = rest.partition(scaling.MARKS[1])
-    assert drawn.strip() == scaling.page(), "run python -m bench.scaling"
+@pytest.mark.parametrize(("marks", "draw"), scaling.PAGES.items())
+def test_the_page_is_current(marks, draw):
+    _, _, rest = (ROOT / scaling.PAGE).read_text().partition(marks[0])
+    drawn, _, _ = rest.partition(marks[1])
+    assert drawn.strip() == draw(), "run python -m bench.scaling"
 
 
 def test_one_process_moves_nothing():
@@ -22,3 +23,9 @@ def test_one_process_moves_nothing():
 @pytest.mark.parametrize("ranks", [2, 4, 512])
 def test_a_ring_sends_each_number_less_than_twice(ranks):
     assert scaling.wire_bytes(100, ranks) == pytest.approx(800 * (1 - 1 / ranks))
+
+
+def test_an_update_sends_theta_twice():
+    """Once as scores, once as parameters; the distances are nothing beside."""
+    sent = scaling.update_bytes(20, 11_000_000, 0, 4)
+    assert sent == pytest.approx(2 * 3 / 4 * 20 * 11_000_000 * 4, rel=1e-5)

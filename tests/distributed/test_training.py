@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from bench import scaling
 from stein_kernels.testing import relative_error
 from steinvae import checkpoint
 from tests.conftest import ROOT
@@ -33,6 +35,12 @@ def assert_same(actual, expected) -> None:
         assert relative_error(actual[name], value) <= EXACT, name
 
 
+def newest(folder: Path) -> checkpoint.Checkpoint:
+    path = checkpoint.latest(folder)
+    assert path is not None
+    return checkpoint.load(path)
+
+
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 def test_a_run_is_that_of_one_process(ranks, method, tmp_path):
     expected = training.alone(tmp_path / "one", 4, **method)
@@ -44,7 +52,7 @@ def test_any_number_of_processes_continues(ranks, tmp_path):
     """2 updates by the ranks, then 2 by one; 2 by one, then 2 by the ranks."""
     expected = training.alone(tmp_path / "one", 4)
     ranks(training.together, tmp_path / "there", 2, {})
-    assert checkpoint.load(checkpoint.latest(tmp_path / "there")).step == 2
+    assert newest(tmp_path / "there").step == 2
     assert_same(training.alone(tmp_path / "there", 4), expected)
     training.alone(tmp_path / "back", 2)
     for actual in ranks(training.together, tmp_path / "back", 4, {}):
@@ -56,16 +64,10 @@ def test_what_an_update_moves(ranks, tmp_path):
 
     Adam's moments are those of the slice.
     """
-    width = -(-training.DECODER // ranks.size)  # slices are padded to the widest
-    part = training.DECODERS * width
     answers = ranks(training.traffic_of_an_update, tmp_path)
     for rank, (calls, encoder, moments) in enumerate(answers):
-        assert calls == [
-            ("reduce_scatter_tensor", ranks.size * part),
-            ("all_reduce", training.DECODERS**2),
-            ("allreduce", encoder + 1),
-            ("all_gather_into_tensor", part),
-        ]
+        assert calls == scaling.update(training.DECODERS, training.DECODER, encoder, ranks.size)
+        width = scaling.slice_width(training.DECODER, ranks.size)
         own = min(width, training.DECODER - rank * width)
         assert moments[0] == (training.DECODERS, own)
 
@@ -89,5 +91,5 @@ def test_torchrun_stops_all_at_one_step(tmp_path):
             time.sleep(0.2)
         launcher.send_signal(signal.SIGTERM)
         launcher.wait(60)
-    saved = checkpoint.load(checkpoint.latest(tmp_path / "run"))
+    saved = newest(tmp_path / "run")
     assert saved.tensors["adam.0.exp_avg"].shape == saved.tensors["theta"].shape
