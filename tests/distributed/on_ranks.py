@@ -43,6 +43,7 @@ class Case(NamedTuple):
     function: str
     shape: tuple[int, ...]
     given: tuple[str, ...] = ()  # fields of the problem passed as keywords
+    shared: bool = False  # these are the first set's, for all sets
     options: tuple[tuple[str, Any], ...] = ()
     shift: float = 0.0
     dtype: torch.dtype = torch.float64
@@ -72,6 +73,8 @@ def arguments_of(case: Case) -> tuple[list[Tensor], dict[str, Tensor]]:
     keywords = problem.options(*(name for name in case.given if name != "y"))
     if "y" in case.given:
         keywords["y"] = problem.query
+    if case.shared:
+        keywords = {name: value[0] for name, value in keywords.items()}
     return positional, keywords
 
 
@@ -79,7 +82,7 @@ def distribute(value: Tensor, kept: int, mesh: DeviceMesh, sharded: tuple[str, .
     """By mesh dimension: "features", "batch" (the first dimension) or "none"."""
     where = {
         "features": Shard(value.dim() - 1) if kept == 2 else Replicate(),
-        "batch": Shard(0),
+        "batch": Shard(0) if value.dim() > kept else Replicate(),
         "none": Replicate(),
     }
     # from a whole tensor that every rank has: nothing to send

@@ -111,6 +111,15 @@ def test_batch_and_features(ranks, given):
         assert outcome.placements == "(Shard(dim=0), Shard(dim=2))"
 
 
+@pytest.mark.parametrize("sharded", [("batch",), ("batch", "features")], ids=str)
+def test_what_serves_all_sets_gets_the_gradient_of_all(ranks, sharded):
+    """Weights, targets and a bandwidth without the batch dimension."""
+    case = Case("svgd_direction", (4, 6, 5), ("weights", "query", "bandwidth"), shared=True)
+    for outcome in ranks(on_ranks.compare, case, sharded):
+        assert outcome.error <= EXACT
+        assert outcome.gradient_error <= EXACT
+
+
 shapes = st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(1, 9))
 options = st.fixed_dictionaries(
     {}, optional={"leave_one_out": st.booleans(), "bandwidth": st.sampled_from(["median", 2.0])}
