@@ -42,7 +42,8 @@ def check_tensor(op: str, name: str, value: Any, like: Tensor | None = None) -> 
 
 def _autocasting(value: Tensor) -> bool:
     """Autocast gives every argument one dtype before the op sees it."""
-    return torch.is_autocast_enabled(value.device.type)
+    device = value.device.type
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def check_particles(op: str, name: str, value: Any, like: Tensor | None = None) -> Tensor:

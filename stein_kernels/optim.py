@@ -3,7 +3,7 @@
 On a GPU a buffer of up to 128 particles takes one step in two passes over memory: one for the
 distances, and one that forms the direction and updates parameters and moments on the spot. The
 direction is never written. Elsewhere ``svgd_direction`` and the same arithmetic in torch run, with
-the same numbers to rounding.
+the same numbers to rounding; also on DTensors, whose moments lie as they do.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class SVGDAdam(Optimizer):
     ``loss.sum().backward()`` leaves it. With :math:`\phi` =
     ``svgd_direction(param, -param.grad)`` a step is that of ``torch.optim.AdamW`` on the gradient
     :math:`-\phi`.
+
+    A parameter that is a DTensor is sharded over its coordinates or not at all: a step then costs
+    one all-reduce of M x M numbers, and each rank has the moments of its slice.
 
     Moments are in float32 for half types, else in the dtype of the parameter; they and the count
     of steps stay on the device, so a step can be captured in a CUDA graph (after a first step
@@ -127,14 +130,22 @@ class SVGDAdam(Optimizer):
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float64, device=param.device)
             for name in _MOMENTS:
-                state[name] = torch.zeros(param.shape, dtype=wide, device=param.device)
+                state[name] = torch.zeros_like(
+                    param, dtype=wide, memory_format=torch.contiguous_format
+                )
         state["step"] += 1
         factors = self._factors(group, state["step"]).to(wide)
         rule, leave_one_out = group["bandwidth"], group["leave_one_out"]
         first, second = (state[name] for name in _MOMENTS)
-        if _backends.active_backend() == "reference":
+        sharded = hasattr(param, "device_mesh")
+        if sharded or _backends.active_backend() == "reference":
             score = grad if group["maximize"] else -grad
             phi = svgd_direction(param, score, bandwidth=rule, leave_one_out=leave_one_out)
+            if sharded:  # Adam is every coordinate's own: each rank moves those it has
+                param, phi, first, second = (
+                    value.to_local()  # type: ignore[attr-defined]
+                    for value in (param, phi, first, second)
+                )
             _optim_ops.descend(param, phi, first, second, factors)
             return
         _backends.require(_OP, param)

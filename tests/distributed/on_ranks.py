@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 import stein_kernels
 from stein_kernels import reference, testing, use_backend
+from stein_kernels.optim import SVGDAdam
 
 
 class Traffic(TorchDispatchMode):
@@ -43,10 +44,10 @@ class Case(NamedTuple):
     function: str
     shape: tuple[int, ...]
     given: tuple[str, ...] = ()  # fields of the problem passed as keywords
-    shared: bool = False  # these are the first set's, for all sets
     options: tuple[tuple[str, Any], ...] = ()
     shift: float = 0.0
     dtype: torch.dtype = torch.float64
+    shared: bool = False  # what is given is the first set's, for all sets
 
 
 class Outcome(NamedTuple):
@@ -148,6 +149,28 @@ def error_against_float64(case: Case) -> float:
     return testing.relative_error(actual.full_tensor(), exact)
 
 
+def adam(bandwidth: str, leave_one_out: bool) -> tuple[float, list[tuple[str, int]], tuple]:
+    """Three steps of SVGDAdam on sharded particles: the error against one process, what a step
+    moves, and the shape of this rank's moments."""
+    particles = testing.gaussian_problem(6, 10, dtype=torch.float64).x
+    mesh, moved = mesh_of(("features",)), Traffic()
+    sharded = torch.nn.Parameter(distribute(particles, 2, mesh, ("features",)))
+    whole = torch.nn.Parameter(particles.clone())
+    options: dict[str, Any] = {"bandwidth": bandwidth, "leave_one_out": leave_one_out}
+    for parameter in (sharded, whole):
+        optimizer = SVGDAdam([parameter], lr=0.1, weight_decay=0.1, **options)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (0.5 * parameter.square()).sum().backward()
+            with Traffic() as traffic:
+                optimizer.step()
+            if parameter is sharded:
+                moved = traffic
+                first = optimizer.state[parameter]["exp_avg"].to_local()
+    found: Any = sharded.detach()
+    return testing.relative_error(found.full_tensor(), whole), moved.calls, tuple(first.shape)
+
+
 def refusals() -> list[str]:
     """The messages of calls that may not work, each the same on every rank and without traffic."""
     mesh = mesh_of(("features",))
@@ -170,6 +193,7 @@ def refusals() -> list[str]:
         lambda: direction(features, features, weights=weights),
         lambda: direction(features, shorter),
         lambda: direction(features, other),
+        lambda: direction(features, features.double()),
         lambda: direction(features, features, bandwidth=-1.0),
         lambda: stein_kernels.median_bandwidth(features, rule="mean"),
     ]

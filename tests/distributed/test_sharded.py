@@ -174,6 +174,15 @@ def test_reference_backend(ranks):
         assert len(outcome.traffic) == 1
 
 
+@pytest.mark.parametrize("leave_one_out", [False, True])
+def test_adam_keeps_the_moments_of_a_slice(ranks, leave_one_out):
+    answers = ranks(on_ranks.adam, "liu_wang", leave_one_out)
+    for error, traffic, _ in answers:
+        assert error <= EXACT
+        assert traffic == [("all_reduce", 6 * 6)]
+    assert sum(shape[1] for *_, shape in answers) == 10
+
+
 REFUSALS = [
     r"ValueError: svgd_direction: x of shape \(6, 5\) may be sharded along .* got \(Shard\(dim=0",
     r"ValueError: svgd_direction: x of shape \(6, 5\) may be sharded along .* got \(Partial",
@@ -183,6 +192,7 @@ REFUSALS = [
     r"TypeError: svgd_direction: weights must be a DTensor on the mesh of x, got a plain tensor",
     r"ValueError: svgd_direction: grad must have the shape of x, \(6, 5\), got \(6, 4\)",
     r"TypeError: svgd_direction: grad must be a DTensor on the mesh of x, got another mesh",
+    r"TypeError: svgd_direction: grad must have the dtype of x, torch.float32, got torch.float64",
     r"ValueError: svgd_direction: bandwidth must be positive and finite, got -1.0",
     r"ValueError: median_bandwidth: rule must be one of .* got 'mean'",
 ]
