@@ -68,9 +68,10 @@ class World:
                 f"a minibatch, which {self.size} processes would share out; train in one process"
             )
 
-    def rows(self, value: Tensor) -> Tensor:
-        """This process's rows of something with one row an image; a shared row stays."""
-        return value if len(value) == 1 else value.chunk(self.size)[self.rank]
+    def rows(self, images: int) -> slice:
+        """Which of a minibatch's images are this process's."""
+        own = images // self.size
+        return slice(self.rank * own, (self.rank + 1) * own)
 
     def by_feature(self, theta: Tensor, score: Tensor) -> tuple[DTensor, DTensor]:
         """theta, which all have, and the mean of their scores, both (M, P) sharded by feature."""
@@ -199,8 +200,7 @@ class ShardedTrainer(Trainer):
     def batch(self, step: int, *, monitor: bool = False) -> Batch:
         """This process's rows of the minibatch that one process would have."""
         batch = super().batch(step, monitor=monitor)
-        rows = self._world.rows
-        return batch._replace(pixels=rows(batch.pixels), noise=rows(batch.noise), ranks=self._world)
+        return batch.images(self._world.rows(len(batch.pixels)))._replace(ranks=self._world)
 
     def save(self) -> None:
         """The leader writes the checkpoint of one process."""

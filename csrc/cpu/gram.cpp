@@ -142,23 +142,22 @@ void weighted_sum(const Set<T>& s, const T* gram, Index ld, double h, const T* o
       ops.drive(s.m, n, lanes, s.x + f0, s.g + f0, s.d, centre, c, drive, block);
       if (many) std::fill_n(sum.get(), s.n * block, 0.0);
       for (Index i0 = 0; i0 == 0 || i0 < s.m; i0 += kSummed) {
-        ops.product(std::min(kSummed, s.m - i0), s.n, lanes, gram + i0 * ld, ld,
-                    drive + i0 * block, block, field, block);
+        ops.product(std::min(kSummed, s.m - i0), s.n, lanes, gram + i0 * ld, ld, drive + i0 * block,
+                    block, field, block);
         for (Index j = 0; many && j < s.n; ++j) ops.add(lanes, field + j * block, sum + j * block);
       }
       for (Index j = 0; many && j < s.n; ++j)
-        for (Index f = 0; f < lanes; ++f)
-          field[j * block + f] = static_cast<T>(sum[j * block + f]);
+        for (Index f = 0; f < lanes; ++f) field[j * block + f] = static_cast<T>(sum[j * block + f]);
       ops.finish(s.n, n, field, block, mass, s.targets() + f0, centre, own, s.g + f0,
                  static_cast<T>(factor), phi + f0, s.d);
     }
   });
 }
 
-#define STEIN_INSTANTIATE(T)                                      \
-  template void mirror<T>(T*, Index, Index);                      \
-  template void squared_distances<T>(const Set<T>&, T*, Index);   \
-  template void radial_gram<T>(const Set<T>&, T*, Index, double); \
+#define STEIN_INSTANTIATE(T)                                          \
+  template void mirror<T>(T*, Index, Index);                          \
+  template void squared_distances<T>(const Set<T>&, T*, Index);       \
+  template void radial_gram<T>(const Set<T>&, T*, Index, double);     \
   template void column_mass<T>(const T*, Index, Index, Index, T, T*); \
   template void weighted_sum<T>(const Set<T>&, const T*, Index, double, const T*, double, T*);
 STEIN_INSTANTIATE(float)

@@ -94,9 +94,8 @@ at::Tensor slice_squared_distances(const at::Tensor& x, const std::optional<at::
   at::Tensor out = at::empty({a.batch, a.m, a.n}, a.x.options());
   AT_DISPATCH_FLOATING_TYPES(a.x.scalar_type(), "squared_distances", [&] {
     scalar_t* values = out.mutable_data_ptr<scalar_t>();
-    for_each_set(a.batch, [&](Index b) {
-      distances_of_set(a.set<scalar_t>(b), values + b * a.m * a.n);
-    });
+    for_each_set(a.batch,
+                 [&](Index b) { distances_of_set(a.set<scalar_t>(b), values + b * a.m * a.n); });
   });
   return out;
 }
@@ -114,8 +113,8 @@ at::Tensor slice_weighted_direction(const at::Tensor& coefficients, const at::Te
     const scalar_t* widths = h.const_data_ptr<scalar_t>();
     scalar_t* out = phi.mutable_data_ptr<scalar_t>();
     for_each_set(a.batch, [&](Index b) {
-      direction_of_set(a.set<scalar_t>(b), weights + b * a.m * a.n,
-                       static_cast<double>(widths[b]), out + b * a.n * a.d);
+      direction_of_set(a.set<scalar_t>(b), weights + b * a.m * a.n, static_cast<double>(widths[b]),
+                       out + b * a.n * a.d);
     });
   });
   return phi.to(x.scalar_type());

@@ -84,6 +84,7 @@ void direction_tiled(const Set<T>& s, double h, T* phi) {
 // --- forward, stored
 // -----------------------------------------------------------------------------------
 
+// phi from the weighted kernel values; the pair (j, j), whose value is 1, is added apart.
 template <class T>
 void apply_gram(const Set<T>& s, const T* gram, Index ld, double h, T* phi) {
   Buffer<T> own(s.n);

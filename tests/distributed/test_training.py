@@ -72,6 +72,13 @@ def test_what_an_update_moves(ranks, tmp_path):
         assert moments[0] == (training.DECODERS, own)
 
 
+def test_settings_that_cannot_be_shared_out(ranks):
+    for batch, weights in ranks(training.refusals):
+        size = ranks.size
+        assert batch == f"trainer.batch_size must be a multiple of the {size} processes, got 9"
+        assert weights.startswith("method.weights is paper: ")
+
+
 COMMAND = [
     *("-m", "torch.distributed.run", "--nproc-per-node", "2"),
     *("-m", "steinvae.train", "--trainer.max_steps", "200000", "--trainer.log_every", "1"),

@@ -103,5 +103,18 @@ def traffic_of_an_update(folder: Path) -> tuple[list[tuple[str, int]], int, list
     return traffic.calls, sum(e.numel() for e in trainer.networks.eta()), shapes
 
 
+def refusals() -> list[str]:
+    """What `World.check` says of settings that cannot be shared out."""
+    odd = replace(config(1), trainer=TrainerConfig(batch_size=9))
+    paper = config(1, name="stein_viwae", weights="paper", importance_samples=3)
+    messages = []
+    for each in (odd, paper):
+        try:
+            World().check(each)
+        except ValueError as error:
+            messages.append(str(error))
+    return messages
+
+
 def _narrow(dataset: Dataset) -> Dataset:
     return replace(dataset, train=Vectors(dataset.train.rows))  # type: ignore[attr-defined]
