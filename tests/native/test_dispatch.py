@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -97,9 +98,9 @@ def test_ops_on_a_slice(emulated, particles, at_query):
     assert_relative_error(squared, wanted, 2e-6)
     weights = torch.exp(-squared / p.bandwidth[:, None, None]) / particles
     for grad in (p.grad, None):
-        arguments = (weights, p.x, grad, y, p.bandwidth)
+        arguments: Any = (weights, p.x, grad, y, p.bandwidth)
         phi = _slice_ops._on_cuda("weighted_direction")(*arguments)
-        exact = (v if v is None else v.double() for v in arguments)
+        exact: Any = (v if v is None else v.double() for v in arguments)
         assert_relative_error(phi, _slice_ops.weighted_direction(*exact), 2e-6)
     if not at_query:
         median = _slice_ops._on_cuda("median_of_squared")(squared)
