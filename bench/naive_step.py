@@ -2,7 +2,7 @@
 
 A loop over decoders and images with autograd inside, (S, S, d) differences for the codes of an
 image, a loop over decoders for theirs, `torch.median`. Encoder, log q and optimiser are ours: what
-is compared is the decoders' pass and the Stein directions. `strat` pairing without a permutation.
+is compared is the decoders' pass and the Stein directions. `strat` pairing has no permutation.
 
 Shapes: M decoders of P parameters, B images, S codes an image, d code dimensions.
 """
@@ -81,10 +81,11 @@ def gradients(
             bandwidth=method.bandwidth,
         )
     images, samples, _ = drawn.shape
-    seen = samples // len(theta)
+    dealt = method.pairing == "strat"
+    seen = samples // len(theta) if dealt else samples
     code_score, theta_score = -drawn.clone(), -theta.clone()
     for m in range(len(theta)):
-        own = slice(m * seen, (m + 1) * seen)
+        own = slice(m * seen, (m + 1) * seen) if dealt else slice(None)
         for b in range(images):
             z, decoder = (item.clone().requires_grad_() for item in (drawn[b, own], theta[m]))
             pairs = log_likelihood(networks.model.widths, decoder, z, batch.pixels[b])
@@ -94,7 +95,7 @@ def gradients(
                 weights = (pairs.detach() + ratio[b, own]).view(-1, group).softmax(-1).flatten()
                 (to_z,) = torch.autograd.grad(pairs.sum(), z, retain_graph=True)
                 (to_theta,) = torch.autograd.grad((weights * pairs).sum(), decoder)
-            code_score[b, own] += to_z
+            code_score[b, own] += to_z if dealt else to_z / len(theta)
             theta_score[m] += data_size / images * group / seen * to_theta
     moves = torch.stack([code_direction(z, g) for z, g in zip(drawn, code_score, strict=True)])
     surrogate = -(moves * codes).sum() / (images * samples)

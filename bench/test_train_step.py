@@ -1,4 +1,5 @@
-"""One optimisation step of Stein VAE and Stein VIWAE: ours, written naively, and IWAE's.
+"""One optimisation step of Stein VAE and Stein VIWAE: ours, written naively, and IWAE's; and the
+matrix products of ours alone.
 
 Processor time, so that a machine which does something else as well tells the same; the rivals take
 turns. MNIST's networks: 784-200-200 and 50 codes, batches of 64. A share is a part of the same
@@ -18,6 +19,7 @@ import torch
 
 from bench import naive_step
 from bench.environment import set_threads
+from bench.products import make_products
 from bench.shapes import QUICK_THREADS, SEED, THREADS, Shape
 from steinvae import objectives, pairs
 from steinvae.config import Config, MethodConfig, ModelConfig
@@ -40,6 +42,8 @@ class Setting(NamedTuple):
 
     decoders: int = 1
     group: int = 1
+    pairing: str = "strat"
+    encoder: str = "flow"
 
 
 SETTINGS = (
@@ -47,9 +51,11 @@ SETTINGS = (
     Setting("train_step_stein_vae", 50),
     Setting("train_step_stein_vae", 100),
     Setting("train_step_stein_vae_decoders", 20, decoders=20),
+    Setting("train_step_stein_vae_all_pairs", 20, decoders=20, pairing="full"),
     Setting("train_step_stein_viwae", 20, group=5),
     Setting("train_step_stein_viwae", 50, group=5),
     Setting("train_step_stein_viwae", 100, group=5),
+    Setting("train_step_stein_viwae_gaussian", 50, group=5, encoder="gaussian"),
 )
 
 
@@ -72,18 +78,25 @@ def stein_seconds(spent: list[float]) -> Iterator[None]:
         yield
 
 
-def make_step(name: str, setting: Setting, *, naive: bool = False) -> Callable[[], None]:
-    """One update from a drawn minibatch, Adam included."""
-    torch.manual_seed(SEED)
+def configure(name: str, setting: Setting) -> Config:
+    """MNIST's networks with the method of that name."""
     group = setting.group if name == "stein_viwae" else 1
     method = MethodConfig(
         name=name,  # type: ignore[arg-type]
         code_particles=setting.samples // group,
         importance_samples=group,
         theta_particles=setting.decoders,
-        pairing="strat",
+        pairing=setting.pairing,  # type: ignore[arg-type]
     )
-    config = Config(model=ModelConfig(codes=CODES, hidden=(200, 200)), method=method)
+    model = ModelConfig(codes=CODES, hidden=(200, 200), encoder=setting.encoder)  # type: ignore[arg-type]
+    return Config(model=model, method=method)
+
+
+def make_step(name: str, setting: Setting, *, naive: bool = False) -> Callable[[], None]:
+    """One update from a drawn minibatch, Adam included."""
+    torch.manual_seed(SEED)
+    config = configure(name, setting)
+    method = config.method
     networks = build_networks(config, PIXELS, "cpu")
     optimizer = Optimizer(networks, config.optimizer)
     pixels = (torch.rand(IMAGES, PIXELS) < 0.2).float()
@@ -93,6 +106,13 @@ def make_step(name: str, setting: Setting, *, naive: bool = False) -> Callable[[
         optimizer.apply(0, *_gradients(networks, batch, method, naive))
 
     return step
+
+
+def products_of(name: str, setting: Setting) -> Callable[[], None]:
+    """The matrix products of that step."""
+    networks = build_networks(configure(name, setting), PIXELS, "cpu")
+    seen = setting.samples // (setting.decoders if setting.pairing == "strat" else 1)
+    return make_products(networks, IMAGES, setting.samples, seen)
 
 
 def _gradients(networks: Networks, batch: Batch, method: MethodConfig, naive: bool) -> tuple:
@@ -124,6 +144,7 @@ def test_train_step(benchmark, collector, setting, count):
     name = "stein_viwae" if setting.group > 1 else "stein_vae"
     shape, spent, shares = Shape(IMAGES, setting.samples, CODES), [0.0], []
     steps = {"ours": make_step(name, setting), "naive": make_step(name, setting, naive=True)}
+    steps["products"] = products_of(name, setting)
     if setting.decoders == 1:
         steps["iwae"] = make_step("iwae", setting)
     for step in steps.values():

@@ -77,14 +77,14 @@ class _NoiseNetwork(torch.autograd.Function):
             delta = cotangent[b].flatten(0, 1)
             for layer in reversed(range(len(weights))):
                 h = hidden[layer][b].flatten(0, 1)
-                to_weights[layer].addmm_(delta.T, h)
+                torch.addmm(to_weights[layer], delta.T, h, out=to_weights[layer])
                 to_biases[layer].add_(delta.sum(0))
                 delta = delta @ weights[layer]
                 torch.ops.aten.tanh_backward.grad_input(delta, h, grad_input=delta)
             apart = delta.view(-1, samples, len(first))
             torch.sum(apart, 1, out=to_image[b])
             if summed is None:
-                to_first.addmm_(delta.T, noise[b].flatten(0, 1))
+                torch.addmm(to_first, delta.T, noise[b].flatten(0, 1), out=to_first)
             else:
                 summed.add_(apart.sum(0))
             if to_noise is not None:

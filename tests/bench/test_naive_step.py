@@ -19,7 +19,8 @@ close = partial(torch.testing.assert_close, rtol=1e-9, atol=1e-11)
 
 @pytest.mark.parametrize("decoders", [1, 3])
 @pytest.mark.parametrize("name", ["stein_vae", "stein_viwae"])
-def test_naive_gradients_are_ours(name, decoders):
+@pytest.mark.parametrize("pairing", ["strat", "full"])
+def test_naive_gradients_are_ours(name, decoders, pairing):
     """6 codes have 15 pairs and 3 decoders 3: for odd counts torch.median is the median."""
     group = 2 if name == "stein_viwae" else 1
     method = MethodConfig(
@@ -27,7 +28,7 @@ def test_naive_gradients_are_ours(name, decoders):
         code_particles=6 // group,
         importance_samples=group,
         theta_particles=decoders,
-        pairing="strat",
+        pairing=pairing,
     )
     networks = build_networks(
         Config(model=ModelConfig(codes=2, hidden=(5,)), method=method), 7, "cpu"
