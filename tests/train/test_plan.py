@@ -84,6 +84,7 @@ def test_state_is_what_a_run_holds(tiny, digits, tmp_path):
     held = (trainer.networks.tensors(), trainer.optimizer.tensors(), trainer._best)
     measured = sum(item.nbytes for tensors in held for item in tensors.values() if item.ndim)
     assert measured == plan.state_bytes
+    assert all(own.grad is None for own in (trainer.networks.theta.flat, *trainer.networks.eta()))
 
 
 def test_pixels_are_those_of_the_data(digits):
