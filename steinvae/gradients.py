@@ -47,10 +47,16 @@ class Batch(NamedTuple):
     ranks: SharesTheta | None = None
     """The processes that have the other rows of the minibatch, if any."""
 
+    reference: Tensor | None = None
+    """(B or 1, R, d) standard normal: noise whose codes are weighed, where masses are moved."""
+
     def images(self, rows: slice) -> Batch:
         """The same for some of the images."""
-        noise = self.noise if len(self.noise) == 1 else self.noise[rows]
-        return self._replace(pixels=self.pixels[rows], noise=noise)
+        noise, reference = (
+            each if each is None or len(each) == 1 else each[rows]
+            for each in (self.noise, self.reference)
+        )
+        return self._replace(pixels=self.pixels[rows], noise=noise, reference=reference)
 
 
 class Gradients(NamedTuple):

@@ -20,7 +20,6 @@ from steinvae.masses import mass_direction
 from steinvae.monitor import field_stats, fold_stats
 from steinvae.networks import Networks
 from steinvae.pairs import Pairing
-from steinvae.recognition import standard_normal
 from steinvae.stein import (
     Scores,
     code_bandwidth,
@@ -168,20 +167,15 @@ def _move(
     stats = _stein_stats(networks, batch, codes, scores, to_codes, method)
     if method.normalise_direction:
         to_codes = normalised_direction(to_codes, codes, h)
-    if method.mass_rate > 0 and batch.temperature == 1:  # masses of p, not of p^(1/T)
-        to_codes = to_codes + method.mass_rate * _to_masses(networks, batch, codes, scores)
+    if batch.reference is not None and batch.temperature == 1:  # masses of p, not of p^(1/T)
+        to_masses = mass_direction(networks, batch.pixels, batch.noise, codes, batch.reference)
+        to_codes = to_codes + method.mass_rate * to_masses
     return Gradients(
         theta=to_theta.neg_(),
         eta=drawn.pull_back(to_codes),
         stats=stats | weights.stats,
         targets=codes + method.code_step * to_codes if method.regression_steps > 1 else None,
     )
-
-
-def _to_masses(networks: Networks, batch: Batch, codes: Tensor, scores: Scores) -> Tensor:
-    """`mass_direction`, the decoders averaged as densities."""
-    log_joint = scores.log_likelihood.logsumexp(0) + standard_normal(codes)
-    return mass_direction(networks.encoder, batch.pixels, batch.noise, codes, log_joint)
 
 
 def regression_gradients(

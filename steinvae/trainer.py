@@ -143,7 +143,11 @@ class Trainer:
         noise = torch.randn(shape, generator=generator)
         order = torch.randperm(method.code_particles, generator=generator)
         pixels, noise, order = (item.to(self.device) for item in (pixels, noise, order))
-        return Batch(pixels, noise, order, monitor, temperature=temperature(method, step))
+        batch = Batch(pixels, noise, order, monitor, temperature=temperature(method, step))
+        if method.mass_rate == 0:
+            return batch
+        shape = (rows, method.mass_codes, noise.shape[-1])
+        return batch._replace(reference=torch.randn(shape, generator=generator).to(self.device))
 
     def _compares(self, step: int) -> bool:
         """Whether update `step` compares its direction with the exact field."""

@@ -95,6 +95,9 @@ class MethodConfig:
     """Times the direction that moves masses of far modes, by importance weights of the codes in
     few dimensions, added at temperature 1; 0: masses stay as they come. Try 0.3."""
 
+    mass_codes: int = 50
+    """Codes per image and step that are drawn and weighed to move masses: a few in every mode."""
+
     fixed_theta: bool = False
     """Leave the decoders as they are and train the encoder alone."""
 
@@ -173,11 +176,7 @@ class MethodConfig:
             off = f"off for method.name {self.name}, whose codes follow no Stein direction"
             require(self.is_stein or not value, f"method.{setting}", off, value)
         require(0 <= rate < float("inf"), "method.mass_rate", "at least 0 and finite", rate)
-        every = f"full for method.mass_rate {rate}, which weighs every code by every decoder"
-        require(rate == 0 or self.pairing == "full", "method.pairing", every, self.pairing)
-        others = "at least 2 codes an image for a positive method.mass_rate"
-        enough = rate == 0 or self.codes_per_image >= 2
-        require(enough, "method.code_particles", others, self.code_particles)
+        require(self.mass_codes >= 2, "method.mass_codes", "at least 2", self.mass_codes)
 
     def _check_particles(self) -> None:
         codes, decoders = self.code_particles, self.theta_particles

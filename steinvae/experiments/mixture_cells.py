@@ -51,6 +51,9 @@ class MixtureCell:
     mass_rate: float = 0.3
     """Times the direction that moves masses; 0 leaves them as they come."""
 
+    mass_codes: int = 50
+    """Codes a point and step that are weighed to move masses."""
+
     @property
     def folder(self) -> str:
         """Name of the run folder."""
@@ -63,6 +66,7 @@ class MixtureCell:
             name=self.method,  # type: ignore[arg-type]
             normalise_direction=self.normalised and stein,
             mass_rate=self.mass_rate if stein else 0.0,
+            mass_codes=self.mass_codes,
             self_term=self.self_term,  # type: ignore[arg-type]
             code_particles=self.particles,
             importance_samples=1,
@@ -88,7 +92,7 @@ class MixtureCell:
             if self.normalised:
                 setting["normalise_direction"] = True
             if self.mass_rate:
-                setting["mass_rate"] = self.mass_rate
+                setting |= {"mass_rate": self.mass_rate, "mass_codes": self.mass_codes}
         if setting["encoder"] == "concat":
             setting["output_scale"] = WIDE
         return setting

@@ -12,8 +12,10 @@ from stein_kernels import median_bandwidth
 from steinvae.config import MethodConfig
 from steinvae.gradients import Batch
 from steinvae.masses import mass_direction
+from steinvae.networks import Networks
 from steinvae.objectives import stein_vae
-from steinvae.recognition import StochasticEncoder
+from steinvae.particles import Parameter, ParticleEnsemble
+from steinvae.recognition import StochasticEncoder, standard_normal
 from steinvae.stein import normalised_direction
 from steinvae.weights import local_log_density, local_width
 
@@ -47,26 +49,41 @@ def log_mixture(codes: Tensor, share: float) -> Tensor:
     return torch.logaddexp(first + weights[0], second + weights[1])
 
 
+class Mixture:
+    """share N((7, 0), I) + (1 - share) N((-7, 0), I) as the joint of every image."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def log_likelihood(self, theta: dict[str, Tensor], codes: Tensor, pixels: Tensor) -> Tensor:
+        return log_mixture(codes, self.share) - standard_normal(codes)
+
+
+def networks_of(encoder: StochasticEncoder, share: float) -> Networks:
+    theta = ParticleEnsemble((Parameter("none", (1,), 0.0),), 1, torch.Generator())
+    return Networks(Mixture(share), theta, encoder)  # type: ignore[arg-type]
+
+
 def test_noise_flows_by_the_formula():
-    """v(y) by loops, for an encoder that returns the noise: leave-one-out, weights renormalised."""
+    """v(y) by loops, for an encoder that returns the noise, which is one set for both images."""
 
     class Identity(StochasticEncoder):
         codes = 2
 
         def forward(self, pixels: Tensor, noise: Tensor) -> Tensor:
-            return noise
+            return noise.expand(len(pixels), -1, -1)
 
-    noise, log_joint = torch.randn(2, 6, 2).double(), torch.randn(2, 6).double()
-    got = mass_direction(Identity(), torch.zeros(2, 1), noise, noise, log_joint)
-    h = median_bandwidth(noise)
-    weights = (log_joint - local_log_density(noise)).softmax(-1)
+    noise, reference = torch.randn(2, 3, 2).double(), torch.randn(1, 6, 2).double()
+    got = mass_direction(networks_of(Identity(), 0.3), torch.zeros(2, 1), noise, noise, reference)
+    h = median_bandwidth(reference[0])
+    weights = (log_mixture(reference, 0.3) - local_log_density(reference)).softmax(-1)[0]
     expected = torch.zeros_like(noise)
     for b in range(2):
-        for j in range(6):
-            for i in {*range(6)} - {j}:
-                apart = noise[b, j] - noise[b, i]
-                pull = torch.exp(-apart.square().sum() / h[b]) * (2 / h[b] * apart - noise[b, i])
-                expected[b, j] += (1 / 5 - weights[b, i] / (1 - weights[b, j])) * pull
+        for j in range(3):
+            for xi, w in zip(reference[0], weights, strict=True):
+                apart = noise[b, j] - xi
+                kernel = torch.exp(-apart.square().sum() / h)
+                expected[b, j] += (1 / 6 - w) * kernel * (2 / h * apart - xi)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -87,16 +104,21 @@ def test_masses_move_towards_the_targets(share):
 
     Within five standard errors of 400 sets of 50 codes nothing moves where the masses are right.
     """
-    encoder, noise, pixels = TwoModes(0.0), torch.randn(400, 50, 2), torch.zeros(400, 1)
-    codes = encoder(pixels, noise)
-    moved = codes + mass_direction(encoder, pixels, noise, codes, log_mixture(codes, share))
-    change = mass(moved) - mass(codes)
-    error = change.std() / len(change) ** 0.5
-    assert change.mean() * (share - 0.5) > 0
-    assert change.mean().abs() > 10 * error
-    level = codes + mass_direction(encoder, pixels, noise, codes, log_mixture(codes, 0.5))
-    change = mass(level) - mass(codes)
-    assert change.mean().abs() < 5 * change.std() / len(change) ** 0.5
+    encoder, pixels = TwoModes(0.0), torch.zeros(400, 1)
+    noise, reference = torch.randn(2, 400, 50, 2)
+
+    def change(share: float) -> Tensor:
+        codes = encoder(pixels, noise)
+        moved = mass_direction(networks_of(encoder, share), pixels, noise, codes, reference)
+        return mass(codes + moved) - mass(codes)
+
+    def error(change: Tensor) -> Tensor:
+        return change.std() / len(change) ** 0.5
+
+    moved, level = change(share), change(0.5)
+    assert moved.mean() * (share - 0.5) > 0
+    assert moved.mean().abs() > 10 * error(moved)
+    assert level.mean().abs() < 5 * error(level)
 
 
 def test_normalised_direction_is_as_long_as_a_score_in_every_mode():
@@ -109,18 +131,20 @@ def test_normalised_direction_is_as_long_as_a_score_in_every_mode():
     torch.testing.assert_close(got, score, rtol=1e-9, atol=0)
 
 
-def test_masses_move_at_temperature_one_alone_and_not_at_rate_zero(make_networks, pixels):
-    method = MethodConfig(theta_particles=1, code_particles=6, importance_samples=1)
-    moving = replace(method, mass_rate=0.3)
+def test_masses_move_at_temperature_one_alone(make_networks, pixels):
+    method = MethodConfig(theta_particles=1, code_particles=6, importance_samples=1, mass_rate=0.3)
     networks, noise = make_networks(), torch.randn(4, 6, 2).double()
 
-    def gradient(method: MethodConfig, temperature: float, shared: bool = False) -> Tensor:
-        batch = Batch(pixels, noise[:1] if shared else noise, temperature=temperature)
-        eta = stein_vae(networks, batch, method, 100).eta
+    def gradient(temperature: float, reference: Tensor | None, **changes) -> Tensor:
+        batch = Batch(pixels, noise, temperature=temperature, reference=reference)
+        eta = stein_vae(networks, batch, replace(method, **changes), 100).eta
         return torch.cat([each.flatten() for each in eta])
 
-    torch.testing.assert_close(gradient(moving, 2.0), gradient(method, 2.0), rtol=0, atol=0)
-    assert (gradient(moving, 1.0) - gradient(method, 1.0)).norm() > 1e-6
-    assert (gradient(moving, 1.0, shared=True) - gradient(method, 1.0, shared=True)).norm() > 1e-6
-    normalised = replace(method, normalise_direction=True)
-    assert gradient(normalised, 2.0).norm() > gradient(method, 2.0).norm()  # k <= 1
+    reference = torch.randn(4, 20, 2).double()
+    torch.testing.assert_close(gradient(2.0, reference), gradient(2.0, None), rtol=0, atol=0)
+    once = gradient(1.0, reference) - gradient(1.0, None)
+    assert once.norm() > 1e-6
+    twice = gradient(1.0, reference, mass_rate=0.6) - gradient(1.0, None)
+    torch.testing.assert_close(twice, 2 * once, rtol=1e-9, atol=1e-12)
+    normalised = gradient(2.0, None, normalise_direction=True)
+    assert normalised.norm() > gradient(2.0, None).norm()  # k <= 1

@@ -42,6 +42,7 @@ SURFACE = {
     "method.entropy_weight",
     "method.normalise_direction",
     "method.mass_rate",
+    "method.mass_codes",
     "method.fixed_theta",
     "method.temperature",
     "method.annealing_steps",

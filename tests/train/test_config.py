@@ -71,16 +71,7 @@ WRONG = [
     ("method", {"mass_rate": -0.1}, "method.mass_rate"),
     ("method", {"name": "vae", "mass_rate": 0.1}, "method.mass_rate"),
     ("method", {"name": "vae", "normalise_direction": True}, "method.normalise_direction"),
-    (
-        "method",
-        {"mass_rate": 0.1, "pairing": "strat", "theta_particles": 5, "code_particles": 10},
-        "method.pairing",
-    ),
-    (
-        "method",
-        {"mass_rate": 0.1, "self_term": "include", "code_particles": 1},
-        "method.code_particles",
-    ),
+    ("method", {"mass_codes": 1}, "method.mass_codes"),
     ("optimizer", {"learning_rate": 0.0}, "optimizer.learning_rate"),
     ("optimizer", {"learning_rate": float("nan")}, "optimizer.learning_rate"),
     ("optimizer", {"final_fraction": 1.5}, "optimizer.final_fraction"),
