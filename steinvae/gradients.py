@@ -85,11 +85,18 @@ def temperature(method: MethodConfig, step: int) -> float:
     return method.temperature ** (1 - step / method.annealing_steps)
 
 
-def encoder_gradients(networks: Networks, codes: Tensor, direction: Tensor) -> list[Tensor]:
-    """-1/(B S) sum_bs J_bs^T direction_bs, J the Jacobian of a code in the encoder's parameters."""
+def encoder_gradients(
+    networks: Networks, codes: Tensor, direction: Tensor, *, keep: bool = False
+) -> list[Tensor]:
+    """-1/(B S) sum_bs J_bs^T direction_bs, J the Jacobian of a code in the encoder's parameters.
+
+    `keep` leaves the graph for another direction of the same codes.
+    """
     images, samples, _ = codes.shape
     cotangent = direction / (-images * samples)
-    return list(torch.autograd.grad(codes, networks.eta(), grad_outputs=cotangent))
+    return list(
+        torch.autograd.grad(codes, networks.eta(), grad_outputs=cotangent, retain_graph=keep)
+    )
 
 
 def code_spread(codes: Tensor) -> Tensor:

@@ -15,7 +15,14 @@ from pathlib import Path
 from types import ModuleType
 
 DESCRIPTION = "Reproduce a table or a figure: train every cell, keep its records, print the table."
-EXPERIMENTS = ("figure1", "mnist_small", "poisson_small", "stein_encoder", "table1")
+EXPERIMENTS = (
+    "figure1",
+    "mnist_small",
+    "poisson_small",
+    "stein_direction",
+    "stein_encoder",
+    "table1",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
