@@ -49,8 +49,8 @@ def test_inverse_multiquadric_is_the_kernel_and_its_gradient():
 def test_coordinates_are_one_direction_for_each_dimension():
     given = seen()
     expected = [
-        rbf(Seen(*(each[..., [n]] for each in (given.codes, given.score, given.own)), given.basis))
-        for n in range(3)
+        rbf(Seen(codes[..., None], score[..., None], codes[..., None], given.basis))
+        for codes, score in zip(given.codes.unbind(-1), given.score.unbind(-1), strict=True)
     ]
     close(coordinates(given), torch.cat(expected, -1))
 
