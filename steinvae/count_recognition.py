@@ -19,6 +19,7 @@ from steinvae.recognition import (
     PlanarEncoder,
     ResidualEncoder,
     StochasticEncoder,
+    TriangularEncoder,
 )
 
 
@@ -44,11 +45,16 @@ class CountPlanarEncoder(_OnCounts, PlanarEncoder):
     """`PlanarEncoder` on counts."""
 
 
+class CountTriangularEncoder(_OnCounts, TriangularEncoder):
+    """`TriangularEncoder` on counts."""
+
+
 COUNT_ENCODERS: dict[str, type[GaussianEncoder]] = {
     "gaussian": CountGaussianEncoder,
     "residual": CountResidualEncoder,
     "flow": CountFlowEncoder,
     "planar": CountPlanarEncoder,
+    "triangular": CountTriangularEncoder,
 }
 
 

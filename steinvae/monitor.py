@@ -68,8 +68,12 @@ def _exact_score(encoder: StochasticEncoder, pixels: Tensor, noise: Tensor) -> S
         codes, log_q = encoder.codes_and_log_density(pixels, free)
         (to_noise,) = torch.autograd.grad(log_q.sum(), free)
     with torch.no_grad():
-        transposed = encoder.jacobian(pixels, free.detach()).mT
-        score = torch.linalg.solve_ex(transposed, to_noise[..., None]).result.squeeze(-1)
+        if encoder.linear:
+            transposed = encoder.jacobian(pixels, free[:, :1].detach())[:, 0].mT
+            score = torch.linalg.solve_ex(transposed, to_noise.mT).result.mT
+        else:
+            transposed = encoder.jacobian(pixels, free.detach()).mT
+            score = torch.linalg.solve_ex(transposed, to_noise[..., None]).result.squeeze(-1)
     return ScoredCodes(codes.detach(), score)
 
 

@@ -18,6 +18,7 @@ from steinvae.config import MethodConfig
 from steinvae.gradients import Batch, Gradients, Objective, code_spread
 from steinvae.masses import mass_direction
 from steinvae.monitor import field_stats, fold_stats
+from steinvae.moves import moved_viwae
 from steinvae.networks import Networks
 from steinvae.pairs import Pairing
 from steinvae.stein import (
@@ -63,6 +64,8 @@ def stein_viwae(
     """
     if method.importance_samples == 1:
         return stein_vae(networks, batch, method, data_size)
+    if method.move_codes:
+        return moved_viwae(networks, batch, method, data_size)
     group, kind = method.importance_samples, method.weights
     drawn = Drawn(networks, batch)
     pairing = Pairing(method.pairing, group, batch.permutation, sliced=kind == "paper")

@@ -126,6 +126,7 @@ def make_plan(config: Config) -> Plan:
     pairs = samples
     if method.is_stein and method.pairing == "full":
         pairs *= method.theta_particles
+    passes = images * pairs * (2 if method.move_codes else 1)
     closed = config.data.name not in COUNTS
     at_once = min(images, max(1, PAIRS_AT_ONCE // (pairs * (model.codes if closed else pixels))))
     activations = _closed_form if closed else _graph
@@ -142,9 +143,9 @@ def make_plan(config: Config) -> Plan:
         encoder_parameters=encoder,
         codes=samples,
         images=images,
-        decoder_passes=images * pairs,
+        decoder_passes=passes,
         validation_passes=validation * method.decoders,
-        flops=3 * 2 * images * pairs * sum(a * b for a, b in pairwise(widths)),
+        flops=3 * 2 * passes * sum(a * b for a, b in pairwise(widths)),
         images_at_once=at_once,
         decoding_bytes=_FLOAT * activations(widths, at_once * pairs),
         encoder_images_at_once=drawn_at_once,
@@ -179,7 +180,8 @@ def _encoder_layers(kind: str, model: ModelConfig, pixels: int) -> list[tuple[in
     blocks = {"flow": model.flow_blocks, "residual": 1}.get(kind, 0)
     block = [(last, last), (codes, last), (last, last), (last, codes)]
     planar = [(last, model.planar_layers * (2 * codes + 1))] if kind == "planar" else []
-    return [*gaussian, *blocks * block, *planar]
+    below = [(last, codes * (codes - 1) // 2)] if kind == "triangular" else []
+    return [*gaussian, *blocks * block, *planar, *below]
 
 
 def _kept(kind: str, model: ModelConfig, tangents: bool) -> int:

@@ -68,5 +68,7 @@ class Config:
         exact = method.name == "stein_viwae" and method.weights != "none" and method.log_q == "jac"
         folds = f"for model.encoder {encoder}, which folds: its codes have no density"
         require(not exact, "method.log_q", f"gauss or kde {folds}", method.log_q)
-        injective = f"flow or gaussian for method.name flow_elbo; {encoder} folds"
+        moved = f"false {folds}"
+        require(not method.move_codes, "method.move_codes", moved, method.move_codes)
+        injective = f"flow, gaussian or triangular for method.name flow_elbo; {encoder} folds"
         require(method.name != "flow_elbo", "model.encoder", injective, encoder)

@@ -75,7 +75,12 @@ class MethodConfig:
     """K of eq. (7): optimiser steps of the encoder towards the moved codes."""
 
     code_step: float = 0.1
-    """Step size epsilon of eq. (4); with K = 1 it cancels, so it acts only for K > 1."""
+    """Step size epsilon of eq. (4), for move_codes and K > 1; with K = 1 alone it cancels."""
+
+    move_codes: bool = False
+    """Move codes of stein_viwae by one leave-one-out step of size code_step, in units of the
+    encoder's covariance, before decoders see them; encoder and weights then use the exact density
+    of an injective encoder."""
 
     iwae_gradient: Literal["standard", "dreg"] = "standard"
     """Encoder gradient of iwae: that of the bound, or doubly reparameterised (Tucker et al.)."""
@@ -126,6 +131,7 @@ class MethodConfig:
             self._check_particles()
         self._check_annealing()
         self._check_masses()
+        self._check_move()
         if self.name == "stein_viwae" and self.weights != "none":
             chain = "gauss, kde or jac: track needs a chain of persistent codes, these are redrawn"
             require(self.log_q != "track", "method.log_q", chain, self.log_q)
@@ -177,6 +183,23 @@ class MethodConfig:
             require(self.is_stein or not value, f"method.{setting}", off, value)
         require(0 <= rate < float("inf"), "method.mass_rate", "at least 0 and finite", rate)
         require(self.mass_codes >= 2, "method.mass_codes", "at least 2", self.mass_codes)
+
+    def _check_move(self) -> None:
+        if not self.move_codes:
+            return
+        settings = {
+            "name": ("stein_viwae",),
+            "weights": ("theta",),
+            "pairing": ("full",),
+            "regression_steps": (1,),
+            "temperature": (1,),
+        }
+        for name, allowed in settings.items():
+            value = getattr(self, name)
+            what = f"{allowed[0]} where method.move_codes is true"
+            require(value in allowed, f"method.{name}", what, value)
+        k, others = self.importance_samples, "at least 2 where method.move_codes is true"
+        require(k >= 2, "method.importance_samples", others, k)
 
     def _check_particles(self) -> None:
         codes, decoders = self.code_particles, self.theta_particles

@@ -19,9 +19,10 @@ class ModelConfig:
     hidden: tuple[int, ...] = (128, 128)
     """Units of each hidden layer, from the pixels to the code; the decoder mirrors them."""
 
-    encoder: Literal["flow", "residual", "concat", "gaussian"] = "flow"
-    """Form of z = f(x, xi) for Stein methods and flow_elbo; flow is injective in xi. The other
-    methods use its Gaussian part, planar_flow with layers of its own."""
+    encoder: Literal["flow", "residual", "concat", "gaussian", "triangular"] = "flow"
+    """Form of z = f(x, xi) for Stein methods and flow_elbo; flow is injective in xi,
+    gaussian and triangular (any covariance) are affine in it. The other methods use the flow's
+    Gaussian part, planar_flow with layers of its own."""
 
     flow_blocks: int = 1
     """Blocks of the flow encoder; each stretches at most 1.9 times, and far modes need several."""

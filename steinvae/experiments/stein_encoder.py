@@ -31,6 +31,7 @@ ANNEALING = Annealing(temperatures=250, chains=4, pilot_chains=2)
 STEPS = (1500, 6000)
 
 CONTROL = "control: Gaussian ELBO encoder"
+MOVED = {"name": "stein_viwae", "move_codes": True, "code_step": 0.5}
 ROWS: dict[str, dict[str, Any]] = {
     CONTROL: {"name": "vae_weighted_decoder"},
     "control, entropy x 0.8": {"name": "vae_weighted_decoder", "entropy_weight": 0.8},
@@ -41,6 +42,15 @@ ROWS: dict[str, dict[str, Any]] = {
     "Stein, exact log q in the weights": {"name": "stein_viwae", "log_q": "jac"},
     "Stein, bandwidth x 4": {"name": "stein_viwae", "bandwidth_factor": 4.0},
     "Stein, bandwidth x 16": {"name": "stein_viwae", "bandwidth_factor": 16.0},
+    "control, 20 codes": {"name": "vae_weighted_decoder", "importance_samples": 20},
+    "triangular encoder by its exact ELBO": {"name": "flow_elbo", "encoder": "triangular"},
+    "Stein move, triangular encoder": {**MOVED, "encoder": "triangular"},
+    "Stein move, triangular encoder, 5 codes": {
+        **MOVED,
+        "encoder": "triangular",
+        "importance_samples": 5,
+    },
+    "Stein move, Gaussian encoder": {**MOVED, "encoder": "gaussian"},
 }
 """Rows that this module trains. Records of other variants are drawn where the file has them."""
 
@@ -48,11 +58,14 @@ ROWS: dict[str, dict[str, Any]] = {
 def configuration(row: str, steps: int, seed: int, root: str | None) -> Config:
     """The run of a row."""
     base = mnist_small()
+    changes = {"code_particles": 1, "importance_samples": 10, **ROWS[row]}
+    encoder = changes.pop("encoder", base.model.encoder)
     return replace(
         base,
         seed=seed,
         data=replace(base.data, root=root),
-        method=replace(base.method, code_particles=1, importance_samples=10, **ROWS[row]),
+        model=replace(base.model, encoder=encoder),
+        method=replace(base.method, **changes),
         optimizer=replace(base.optimizer, decay_steps=steps),
         trainer=replace(base.trainer, max_steps=steps, baseline="none", monitor_every=0),
     )

@@ -19,6 +19,7 @@ from steinvae.recognition.flow import FlowEncoder
 from steinvae.recognition.gaussian import LOG_SIGMA_START, GaussianEncoder
 from steinvae.recognition.planar import PlanarEncoder
 from steinvae.recognition.residual import GAIN, NoiseResidual, ResidualEncoder
+from steinvae.recognition.triangular import TriangularEncoder
 
 __all__ = [
     "ENCODERS",
@@ -31,6 +32,7 @@ __all__ = [
     "PlanarEncoder",
     "ResidualEncoder",
     "StochasticEncoder",
+    "TriangularEncoder",
     "make_encoder",
     "standard_normal",
 ]
@@ -42,6 +44,7 @@ ENCODERS: dict[str, type[StochasticEncoder]] = {
     "planar": PlanarEncoder,
     "residual": ResidualEncoder,
     "concat": ConcatEncoder,
+    "triangular": TriangularEncoder,
 }
 
 

@@ -18,6 +18,9 @@ class StochasticEncoder(nn.Module, ABC):
     injective: bool = False
     """Whether f(x, .) is injective whatever the weights are, so that the codes have a density."""
 
+    linear: bool = False
+    """Whether f(x, .) is affine, so that its Jacobian is the same at all noise."""
+
     @abstractmethod
     def forward(
         self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S e"]

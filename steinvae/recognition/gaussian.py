@@ -19,6 +19,7 @@ class GaussianEncoder(StochasticEncoder):
     """z = mu(x) + sigma(x) xi: the encoder of an ordinary VAE (Kingma & Welling 2014)."""
 
     injective = True
+    linear = True
 
     def __init__(
         self, pixels: int, hidden: Sequence[int], codes: int, generator: torch.Generator

@@ -26,6 +26,8 @@ class PlanarEncoder(GaussianEncoder):
     so that layers start near the identity.
     """
 
+    linear = False
+
     def __init__(
         self,
         pixels: int,

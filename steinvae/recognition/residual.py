@@ -72,6 +72,7 @@ class ResidualEncoder(GaussianEncoder):
     """z = mu(x) + sigma(x) xi + r(x, xi). Training makes it fold, so it has no simple density."""
 
     injective = False
+    linear = False
 
     def __init__(
         self, pixels: int, hidden: Sequence[int], codes: int, generator: torch.Generator

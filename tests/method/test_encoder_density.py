@@ -11,7 +11,7 @@ from torch import Tensor
 from steinvae.recognition import ENCODERS, StochasticEncoder, make_encoder, standard_normal
 
 PIXELS = 6
-DENSE = ("gaussian", "flow", "planar")
+DENSE = ("gaussian", "flow", "planar", "triangular")
 DEPTHS = [(kind, depth) for kind in sorted(ENCODERS) for depth in (1, 3)]
 
 
@@ -21,7 +21,7 @@ def build(kind: str, codes: int, depth: int = 1, factor: float = 3.0) -> Stochas
     encoder = make_encoder(kind, PIXELS, (12, 9), codes, draws, depth).double()
     with torch.no_grad():
         for name, parameter in encoder.named_parameters():
-            if name.startswith(("residual", "further", "layers")):
+            if name.startswith(("residual", "further", "layers", "below")):
                 parameter *= factor
     return encoder
 

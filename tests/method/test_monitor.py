@@ -27,7 +27,7 @@ from tests.method.test_encoder_density import build
 close = partial(torch.testing.assert_close, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "flow", "planar"])
+@pytest.mark.parametrize("kind", ["gaussian", "flow", "planar", "triangular"])
 def test_exact_score_is_the_slope_of_log_q_between_neighbouring_codes(kind):
     """log q(z') - log q(z) = (z' - z).(s + s') / 2 up to third order, in any direction."""
     encoder = build(kind, 3, 2)

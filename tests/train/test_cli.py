@@ -43,6 +43,7 @@ SURFACE = {
     "method.normalise_direction",
     "method.mass_rate",
     "method.mass_codes",
+    "method.move_codes",
     "method.fixed_theta",
     "method.temperature",
     "method.annealing_steps",

@@ -62,7 +62,7 @@ def test_passes_are_those_of_an_update(method, tiny, digits, tmp_path):
     assert plan.encoder_images_at_once == config.trainer.batch_size
 
 
-@pytest.mark.parametrize("encoder", ["flow", "residual", "concat", "gaussian"])
+@pytest.mark.parametrize("encoder", ["flow", "residual", "concat", "gaussian", "triangular"])
 @pytest.mark.parametrize("method", CASES.values(), ids=CASES.keys())
 def test_parameters_are_those_of_the_networks(method, encoder, tiny):
     if method.get("name") == "flow_elbo":
