@@ -40,7 +40,7 @@ def moved_viwae(
     codes = networks.encoder(batch.pixels, batch.noise)
     with torch.no_grad():
         log_q = networks.encoder.codes_and_log_density(batch.pixels, batch.noise)[1]
-    pull = likelihood_score(networks, codes.detach(), batch.pixels) - codes.detach()
+    pull = likelihood_score(networks, codes, batch.pixels) - codes.detach()
     pull = pull - exact_score(networks.encoder, batch.pixels, batch.noise).score
     group = method.importance_samples
     moved = codes.detach() + method.code_step * shift(
@@ -91,6 +91,6 @@ def likelihood_score(
     """Mean over decoders of grad_z log p(x | z, theta), every decoder at every code."""
     leaves = {name: leaf.detach() for name, leaf in networks.theta.leaves().items()}
     with torch.enable_grad():
-        free = codes.requires_grad_()
+        free = codes.detach().requires_grad_()
         log_likelihood = networks.model.log_likelihood(leaves, free[None], pixels)
         return torch.autograd.grad(log_likelihood.mean(0).sum(), free)[0]

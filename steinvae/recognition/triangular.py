@@ -17,11 +17,15 @@ class TriangularEncoder(GaussianEncoder):
     """z = mu(x) + L(x) xi, L = diag sigma(x) (I + N(x)), N strictly lower triangular.
 
     Injective whatever the weights are, det L the product of sigma. It starts near the diagonal.
+
+    Errors: ValueError for one code dimension, which has no covariance.
     """
 
     def __init__(
         self, pixels: int, hidden: Sequence[int], codes: int, generator: torch.Generator
     ) -> None:
+        if codes < 2:
+            raise ValueError(f"model.codes must be at least 2 for a triangular encoder, got {codes}")
         super().__init__(pixels, hidden, codes, generator)
         below = codes * (codes - 1) // 2
         self.below = TanhMlp((hidden[-1], below), generator, last_scale=0.1)
