@@ -31,18 +31,19 @@ REPEATS = {FEWEST: 24, 20: 16, 40: 12, 80: 8}
 MORE_CODES = (DEFAULT, "coordinates", "moments of the other codes", "g - grad log q, no kernel")
 """Directions that are also looked at with more than 10 codes, after 6,000 steps."""
 
-COLUMNS = (
-    ("cosine", "all"),
-    ("cosine", "width"),
-    ("cosine", "shape"),
-    ("scale", "width"),
-    ("snr", "all"),
-    ("snr", "width"),
-    ("equal_time", "width"),
-)
-"""Metric and part of eta. cosine: of one draw with the exact gradient; scale: of the exact gradient
-in the mean of all draws, over the same for the last layer's mu; snr: signal to noise; equal_time:
-the cosine of as many draws as cost one update by the default direction with the fewest codes."""
+COLUMNS = {
+    ("cosine", "all"): "cosine",
+    ("cosine", "width"): "of width",
+    ("cosine", "shape"): "of shape",
+    ("scale", "width"): "width signal",
+    ("snr", "all"): "S/N",
+    ("snr", "width"): "S/N of width",
+    ("equal_time", "width"): "width, equal time",
+}
+"""Metric and part of eta, by column. cosine: of one draw with the exact gradient; scale: how much
+of the exact gradient the mean of all draws has, over the same for the last layer's mu; snr: signal
+to noise; equal_time: the cosine of as many draws as cost one update by the default direction with
+the fewest codes."""
 
 
 def run(root: str | None, seeds: Sequence[int], output: Path, run_dir: Path) -> str:
@@ -148,18 +149,14 @@ def _table(records: Sequence[Record], steps: int, samples: Sequence[int]) -> str
         [name, count, *(_cell(row[column]) for column in COLUMNS), _milliseconds(row)]
         for (count, name), row in found.items()
     ]
-    titles = (f"{_TITLES[metric]} {part}".replace(" all", "") for metric, part in COLUMNS)
-    header = (f"after {steps:,} steps", "S", *titles, "ms")
+    header = (f"after {steps:,} steps", "S", *COLUMNS.values(), "ms")
     return markdown_table(header, lines) if lines else ""
-
-
-_TITLES = {"cosine": "cosine", "scale": "scale:", "snr": "S/N", "equal_time": "equal time:"}
 
 
 def _cell(records: Sequence[Record]) -> str:
     """Mean over seeds, and its standard error."""
     values = [record["value"] for record in records]
-    text = f"{mean(values):.2f}"
+    text = f"{round(mean(values), 2) + 0.0:.2f}"  # + 0.0: no minus before a zero
     if len(values) < 2:
         return text
     return f"{text} ± {stdev(values) / len(values) ** 0.5:.2f}"

@@ -25,7 +25,9 @@ class TriangularEncoder(GaussianEncoder):
         self, pixels: int, hidden: Sequence[int], codes: int, generator: torch.Generator
     ) -> None:
         if codes < 2:
-            raise ValueError(f"model.codes must be at least 2 for a triangular encoder, got {codes}")
+            raise ValueError(
+                f"model.codes must be at least 2 for a triangular encoder, got {codes}"
+            )
         super().__init__(pixels, hidden, codes, generator)
         below = codes * (codes - 1) // 2
         self.below = TanhMlp((hidden[-1], below), generator, last_scale=0.1)

@@ -199,5 +199,5 @@ def test_triangular_reaches_any_covariance_and_refuses_one_dimension():
     factor = encoder.jacobian(torch.rand(2, PIXELS).double(), torch.zeros(1, 1, 3).double())[:, 0]
     assert (factor.triu(1) == 0).all()
     assert (factor.tril(-1)[:, 1:].abs().sum((-1, -2)) > 1e-2).all()
-    with pytest.raises(ValueError, match="model.codes must be at least 2 .* got 1"):
+    with pytest.raises(ValueError, match=r"model\.codes must be at least 2 .* got 1"):
         build("triangular", 1)

@@ -121,7 +121,9 @@ def test_exact_density_of_an_encoder_that_folds_is_refused(encoder):
     Config(model=model, method=MethodConfig(name="stein_viwae", log_q="jac", weights="none"))
     Config(model=model, method=MethodConfig(log_q="jac"))  # stein_vae has no weights
     Config(method=weighted)
-    with pytest.raises(ValueError, match=r"model\.encoder must be flow, gaussian or triangular.*flow_elbo"):
+    with pytest.raises(
+        ValueError, match=r"model\.encoder must be flow, gaussian or triangular.*flow_elbo"
+    ):
         Config(model=model, method=MethodConfig(name="flow_elbo"))
 
 
