@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steinvae.chunks import Drawn
 from steinvae.config import MethodConfig
-from steinvae.gradients import Batch, Gradients, code_spread, encoder_gradients
+from steinvae.gradients import Batch, Gradients, code_spread
 from steinvae.monitor import exact_score
 from steinvae.networks import Networks
 from steinvae.pairs import Pairing
@@ -37,15 +38,15 @@ def moved_viwae(
     The encoder follows g - s at the codes that it drew: the Stein direction for a kernel far
     narrower than the codes, its repulsion by the exact density.
     """
-    codes = networks.encoder(batch.pixels, batch.noise)
+    drawn, group = Drawn(networks, batch), method.importance_samples
+    codes = drawn.codes
     with torch.no_grad():
         log_q = networks.encoder.codes_and_log_density(batch.pixels, batch.noise)[1]
-    pull = likelihood_score(networks, codes, batch.pixels) - codes.detach()
-    pull = pull - exact_score(networks.encoder, batch.pixels, batch.noise).score
-    group = method.importance_samples
-    moved = codes.detach() + method.code_step * shift(
-        pull, linear_part(networks, batch.pixels), group
-    )
+    posterior = posterior_scores(
+        networks.model, networks.theta, codes, batch.pixels, data_size=data_size
+    ).codes
+    pull = posterior - exact_score(networks.encoder, batch.pixels, batch.noise).score
+    moved = codes + method.code_step * shift(pull, linear_part(networks, batch.pixels), group)
     scores = posterior_scores(
         networks.model,
         networks.theta,
@@ -62,11 +63,11 @@ def moved_viwae(
         "distortion": -scores.log_likelihood.mean(),
         "code_spread": code_spread(codes),
         "direction": pull.square().sum(-1).mean().sqrt(),
-        "moved": (moved - codes.detach()).square().sum(-1).mean().sqrt(),
+        "moved": (moved - codes).square().sum(-1).mean().sqrt(),
     }
     if scores.weights is not None:
         stats["effective_samples"] = effective_samples(scores.weights, group)
-    return Gradients(-to_theta, encoder_gradients(networks, codes, pull), stats)
+    return Gradients(-to_theta, drawn.pull_back(pull), stats)
 
 
 def shift(
@@ -83,14 +84,3 @@ def linear_part(networks: Networks, pixels: Float[Tensor, "B X"]) -> Float[Tenso
     """L = df/dxi at xi = 0: the whole of an encoder that is affine in its noise."""
     centre = torch.zeros(1, 1, networks.encoder.codes).to(networks.theta.flat)
     return networks.encoder.jacobian(pixels, centre)[:, 0]
-
-
-def likelihood_score(
-    networks: Networks, codes: Float[Tensor, "B S d"], pixels: Float[Tensor, "B X"]
-) -> Float[Tensor, "B S d"]:
-    """Mean over decoders of grad_z log p(x | z, theta), every decoder at every code."""
-    leaves = {name: leaf.detach() for name, leaf in networks.theta.leaves().items()}
-    with torch.enable_grad():
-        free = codes.detach().requires_grad_()
-        log_likelihood = networks.model.log_likelihood(leaves, free[None], pixels)
-        return torch.autograd.grad(log_likelihood.mean(0).sum(), free)[0]

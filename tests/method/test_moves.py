@@ -8,11 +8,12 @@ from torch import Tensor
 
 from steinvae.config import Config, MethodConfig, ModelConfig
 from steinvae.gradients import Batch
-from steinvae.moves import likelihood_score, linear_part, moved_viwae, shift
+from steinvae.moves import linear_part, moved_viwae, shift
 from steinvae.networks import Networks
 from steinvae.objectives import stein_viwae
 from steinvae.particles import ParticleEnsemble
 from steinvae.recognition import make_encoder, standard_normal
+from steinvae.stein import posterior_scores
 from tests.method.models import CODES, PIXELS, LinearEncoder, LinearGaussian
 
 MOVED = MethodConfig(
@@ -78,7 +79,8 @@ def evidence_ratio(samples: int, *, leave_out: bool) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         codes, log_q = networks.encoder.codes_and_log_density(pixels, noise)
         score = -torch.linalg.solve(networks.encoder.scale.mT, noise[..., None])[..., 0]  # type: ignore[operator, union-attr]
-    pull = likelihood_score(networks, codes, pixels) - codes - score
+    posterior = posterior_scores(networks.model, networks.theta, codes, pixels, data_size=1).codes
+    pull = posterior - score
     factor = linear_part(networks, pixels)
     step = shift(pull, factor, samples)
     if not leave_out:
