@@ -192,7 +192,9 @@ class MethodConfig:
             "weights": ("theta",),
             "pairing": ("full",),
             "regression_steps": (1,),
-            "temperature": (1,),
+            "temperature": (1.0,),
+            "mass_rate": (0,),
+            "normalise_direction": (False,),
         }
         for name, allowed in settings.items():
             value = getattr(self, name)

@@ -50,7 +50,11 @@ ROWS: dict[str, dict[str, Any]] = {
         "encoder": "triangular",
         "importance_samples": 5,
     },
-    "Stein move, Gaussian encoder": {**MOVED, "encoder": "gaussian"},
+    "Stein move, Gaussian encoder, 5 codes": {
+        **MOVED,
+        "encoder": "gaussian",
+        "importance_samples": 5,
+    },
 }
 """Rows that this module trains. Records of other variants are drawn where the file has them."""
 

@@ -127,6 +127,8 @@ def test_the_encoder_follows_the_drawn_codes_and_the_decoder_the_moved(make_netw
         ({"name": "stein_vae", "code_particles": 2}, "method.name"),
         ({"weights": "z"}, "method.weights"),
         ({"pairing": "strat"}, "method.pairing"),
+        ({"mass_rate": 0.1}, "method.mass_rate"),
+        ({"normalise_direction": True}, "method.normalise_direction"),
         ({"regression_steps": 2}, "method.regression_steps"),
         ({"temperature": 5.0, "annealing_steps": 3}, "method.temperature"),
         ({"importance_samples": 1, "code_particles": 2}, "method.importance_samples"),
