@@ -188,18 +188,17 @@ class MethodConfig:
         if not self.move_codes:
             return
         settings = {
-            "name": ("stein_viwae",),
-            "weights": ("theta",),
-            "pairing": ("full",),
-            "regression_steps": (1,),
-            "temperature": (1.0,),
-            "mass_rate": (0,),
-            "normalise_direction": (False,),
+            "name": "stein_viwae",
+            "weights": "theta",
+            "pairing": "full",
+            "regression_steps": 1,
+            "temperature": 1.0,
+            "mass_rate": 0.0,
+            "normalise_direction": False,
         }
-        for name, allowed in settings.items():
-            value = getattr(self, name)
-            what = f"{allowed[0]} where method.move_codes is true"
-            require(value in allowed, f"method.{name}", what, value)
+        for name, only in settings.items():
+            value, what = getattr(self, name), f"{only} where method.move_codes is true"
+            require(value == only, f"method.{name}", what, value)
         k, others = self.importance_samples, "at least 2 where method.move_codes is true"
         require(k >= 2, "method.importance_samples", others, k)
 
