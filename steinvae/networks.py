@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from steinvae.config import COUNTS, Config
-from steinvae.count_recognition import make_count_encoder
+from steinvae.blocks import cut_blocks
+from steinvae.config import Config, MethodConfig
 from steinvae.data import step_generator
+from steinvae.decoders import FAMILIES
 from steinvae.models import GenerativeModel
-from steinvae.models.mlp import BernoulliMlp
-from steinvae.models.softmax_counts import SoftmaxCounts
 from steinvae.particles import ParticleEnsemble
-from steinvae.recognition import ConcatEncoder, FlowEncoder, StochasticEncoder, make_encoder
+from steinvae.recognition import FlowEncoder, StochasticEncoder
 
 
 @dataclass
@@ -33,6 +32,11 @@ class Networks:
     def eta(self) -> list[torch.nn.Parameter]:
         """The encoder's parameters."""
         return list(self.encoder.parameters())
+
+    def kernel_blocks(self, method: MethodConfig) -> tuple[int, ...]:
+        """Dimensions of each block of codes that has a Stein kernel of its own; one by default."""
+        own: tuple[int, ...] = getattr(self.model, "code_blocks", (self.encoder.codes,))
+        return cut_blocks(own, method.kernel_block)
 
     def parameter_count(self) -> dict[str, int]:
         """Numbers in one decoder, in all decoders, and in the encoder."""
@@ -54,21 +58,12 @@ class Networks:
 def build_networks(config: Config, pixels: int, device: torch.device | str) -> Networks:
     """Fresh networks; the same seed gives every method the same trunk, heads and first decoder."""
     shape, method = config.model, config.method
-    counts = config.data.name in COUNTS
-    model: GenerativeModel = (
-        SoftmaxCounts(shape.codes, pixels)
-        if counts
-        else BernoulliMlp(shape.codes, tuple(reversed(shape.hidden)), pixels)
-    )
+    family = FAMILIES[config.decoder]
+    model = family.model(shape, pixels)
     decoders = step_generator(config.seed, 0, "theta")
     theta = ParticleEnsemble(model.parameters, method.decoders, decoders, device)
-    kind = method.encoder_kind(shape)
-    depth = shape.planar_layers if kind == "planar" else shape.flow_blocks
     draws = step_generator(config.seed, 0, "encoder")
-    make = make_count_encoder if counts else make_encoder
-    encoder = make(kind, pixels, shape.hidden, shape.codes, draws, depth)
-    if isinstance(encoder, ConcatEncoder):
-        encoder.scale = shape.output_scale
+    encoder = family.encoder(method.encoder_kind(shape), shape, pixels, draws)
     if isinstance(encoder, FlowEncoder):
         for block in encoder.blocks:
             block.constant_gain = method.name != "flow_elbo"

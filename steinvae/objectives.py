@@ -9,10 +9,14 @@ Shapes: M decoders of P parameters, B images, S codes an image, d code dimension
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from stein_kernels import kernel_stein_discrepancy, median_bandwidth
 from steinvae.baselines import BASELINES, iwae, vae
+from steinvae.blocks import runs
 from steinvae.chunks import Drawn, in_chunks
 from steinvae.config import MethodConfig
 from steinvae.gradients import Batch, Gradients, Objective, code_spread
@@ -146,13 +150,18 @@ def _move(
     weights = weights or _Weights()
     scores = scores._replace(codes=scores.codes / batch.temperature)
     codes = drawn.codes
-    h = code_bandwidth(codes, method.bandwidth, method.bandwidth_factor)
-    if method.normalise_direction and isinstance(h, str):
-        h = median_bandwidth(codes, rule=h)  # once, for the direction and its normaliser
+    blocks, factor = networks.kernel_blocks(method), method.bandwidth_factor
+    h: str | float | Tensor = method.bandwidth
+    if len(blocks) == 1:
+        h, factor = code_bandwidth(codes, h, factor), 1.0
+        if method.normalise_direction and isinstance(h, str):
+            h = median_bandwidth(codes, rule=h)  # once, for the direction and its normaliser
     to_codes = code_direction(
         codes,
         scores.codes,
         bandwidth=h,
+        factor=factor,
+        blocks=blocks,
         leave_one_out=method.self_term == "leave_one_out",
         weights=weights.codes,
         group=method.importance_samples,
@@ -169,7 +178,7 @@ def _move(
     )
     stats = _stein_stats(networks, batch, codes, scores, to_codes, method)
     if method.normalise_direction:
-        to_codes = normalised_direction(to_codes, codes, h)
+        to_codes = normalised_direction(to_codes, codes, h, factor, blocks)
     if batch.reference is not None and batch.temperature == 1:  # masses of p, not of p^(1/T)
         to_masses = mass_direction(networks, batch.pixels, batch.noise, codes, batch.reference)
         to_codes = to_codes + method.mass_rate * to_masses
@@ -210,13 +219,25 @@ def _stein_stats(
         "direction": direction.square().sum(-1).mean().sqrt(),
     }
     if batch.monitor:
-        statistic = "u" if method.self_term == "leave_one_out" else "v"
-        h = code_bandwidth(codes, method.bandwidth, method.bandwidth_factor)
-        discrepancy = kernel_stein_discrepancy(
-            codes, scores.codes, bandwidth=h, statistic=statistic
+        stats["stein_discrepancy"] = _discrepancy(
+            codes, scores.codes, networks.kernel_blocks(method), method
         )
-        stats["stein_discrepancy"] = discrepancy.mean()
         stats |= fold_stats(networks, batch.pixels, batch.noise)
-    if batch.compare and batch.temperature == 1:
+    one_kernel = len(networks.kernel_blocks(method)) == 1
+    if batch.compare and batch.temperature == 1 and one_kernel:
         stats |= field_stats(networks, batch.pixels, batch.noise, scores.codes, direction, method)
     return stats
+
+
+def _discrepancy(
+    codes: Tensor, score: Tensor, blocks: Sequence[int], method: MethodConfig
+) -> Tensor:
+    """Mean over images of the kernel Stein discrepancy, summed over blocks."""
+    statistic = "u" if method.self_term == "leave_one_out" else "v"
+    total = torch.zeros((), device=codes.device)
+    for run in runs(blocks):
+        own = run.fold(codes)
+        h = code_bandwidth(own, method.bandwidth, method.bandwidth_factor)
+        found = kernel_stein_discrepancy(own, run.fold(score), bandwidth=h, statistic=statistic)
+        total = total + run.count * found.mean()
+    return total

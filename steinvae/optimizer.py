@@ -31,7 +31,7 @@ class Optimizer:
         self._config = config
         self._theta, self._eta = networks.theta.flat, networks.eta()
         self._adam = torch.optim.Adam(
-            [self._theta, *self._eta], lr=config.learning_rate, fused=True
+            [{"params": [self._theta]}, {"params": self._eta}], lr=config.learning_rate, fused=True
         )
 
     def apply(self, step: int, theta: Tensor | None, eta: Sequence[Tensor]) -> float:
@@ -46,7 +46,9 @@ class Optimizer:
         self._theta.grad = theta
         for parameter, gradient in zip(self._eta, eta, strict=True):
             parameter.grad = gradient
-        self._adam.param_groups[0]["lr"] = learning_rate(self._config, step)
+        decoders, encoder = self._adam.param_groups
+        decoders["lr"] = learning_rate(self._config, step)
+        encoder["lr"] = self._config.encoder_factor * decoders["lr"]
         self._adam.step()
         self._adam.zero_grad()  # or they would be held until the next ones are there
         return norm

@@ -47,9 +47,14 @@ RECORD_KEYS = (
 BOUNDS = {
     "iw_g": "importance sampling from a Gaussian fitted to the encoder's codes; "
     "in expectation an upper bound of the NLL, whatever the encoder",
+    "s_elbo": "importance sampling from the encoder by its own density, for an injective encoder; "
+    "in expectation an upper bound of the NLL",
     "negative_elbo": "negative evidence lower bound; an upper bound of the NLL in expectation",
 }
 """What an estimator is, and what it bounds, by the first word of its name."""
+
+TOPICS_SHOWN = 50
+"""Units of a layer in report.md at most; result.json has them all."""
 
 
 def write_result(run_dir: Path, result: Mapping[str, Any]) -> Path:
@@ -251,15 +256,23 @@ def _topics_section(result: Mapping[str, Any]) -> str:
     topics = result["topics"]
     if not topics:
         return "## Topics\n\nThe model has no weight of a word in a unit."
-    mean = sum(topic["npmi"] for topic in topics) / len(topics)
-    rows = [(topic["unit"], f"{topic['npmi']:.3f}", " ".join(topic["words"])) for topic in topics]
     what = (
         "The heaviest words of each unit of the first decoder. NPMI, from -1 to 1, is how much "
-        "more often two of them share a training document than by chance; its mean over units: "
-        f"{mean:.3f}."
+        "more often two of them share a training document than by chance."
     )
-    table = markdown_table(("unit", "NPMI", "words"), rows)
-    return f"## Topics\n\n{what}\n\n{table}"
+    layers = dict.fromkeys(topic["layer"] for topic in topics)
+    parts = [_layer_section([t for t in topics if t["layer"] == layer]) for layer in layers]
+    return "\n\n".join(["## Topics", what, *parts])
+
+
+def _layer_section(topics: Sequence[Mapping[str, Any]]) -> str:
+    mean = sum(topic["npmi"] for topic in topics) / len(topics)
+    apart = max(1, -(-len(topics) // TOPICS_SHOWN))
+    shown = topics[::apart]
+    rows = [(topic["unit"], f"{topic['npmi']:.3f}", " ".join(topic["words"])) for topic in shown]
+    which = "" if apart == 1 else f"; here one in {apart} from the most coherent to the least"
+    title = f"Layer {topics[0]['layer']}: {len(topics)} units, mean NPMI {mean:.3f}{which}."
+    return f"{title}\n\n{markdown_table(('unit', 'NPMI', 'words'), rows)}"
 
 
 def _run_section(result: Mapping[str, Any]) -> str:

@@ -163,6 +163,7 @@ def measure(config: Config, dataset: Dataset, networks: Networks) -> Estimate:
         seed=config.seed,
         fit_samples=settings.fit_samples,
         inflation=settings.inflation,
+        proposal=settings.proposal,
     )
 
 

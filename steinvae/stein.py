@@ -7,12 +7,14 @@ log density.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor
 
 from stein_kernels import median_bandwidth, rbf_gram, svgd_direction
+from steinvae.blocks import runs
 from steinvae.models import GenerativeModel
 from steinvae.pairs import Pairing, pair_gradients
 from steinvae.particles import ParticleEnsemble
@@ -74,7 +76,9 @@ def posterior_scores(
 
 
 def code_bandwidth(
-    codes: Float[Tensor, "B S d"], rule: str | float, factor: float = 1.0
+    codes: Float[Tensor, "B S d"],
+    rule: str | float | Float[Tensor, " B"],
+    factor: float = 1.0,
 ) -> str | float | Float[Tensor, " B"]:
     """Bandwidth of the codes' kernel: `factor` times the rule's h, one per image.
 
@@ -96,6 +100,8 @@ def code_direction(
     leave_one_out: bool,
     weights: Float[Tensor, "B S"] | None = None,
     group: int = 1,
+    factor: float = 1.0,
+    blocks: Sequence[int] | None = None,
 ) -> Float[Tensor, "B S d"]:
     """Direction of every code among the codes of its own image, eq. 5: (B, S, d) -> (B, S, d).
 
@@ -106,7 +112,35 @@ def code_direction(
     `weights` (eq. 13) sum to 1 over groups of `group` codes times the number of groups. What a code
     leaves out is then its whole group, whose weights depend on it; a single group leaves out the
     code alone and is renormalised.
+
+    `blocks` cut the dimensions into blocks with a kernel each (`steinvae.blocks`); a bandwidth rule
+    and its `factor` (`code_bandwidth`) are then taken block by block. None: one kernel.
     """
+    parts = []
+    for run in runs(blocks or codes.shape[-1:]):
+        own, own_score = run.fold(codes), run.fold(score)
+        h = code_bandwidth(own, _repeat(bandwidth, run.count), factor)
+        shared = None if weights is None else weights.repeat_interleave(run.count, 0)
+        parts.append(run.unfold(_one_kernel(own, own_score, h, leave_one_out, shared, group)))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _repeat(
+    bandwidth: str | float | Float[Tensor, " B"], count: int
+) -> str | float | Float[Tensor, " BC"]:
+    """An image's bandwidth for each of its blocks."""
+    return bandwidth.repeat_interleave(count) if isinstance(bandwidth, Tensor) else bandwidth
+
+
+def _one_kernel(
+    codes: Float[Tensor, "B S d"],
+    score: Float[Tensor, "B S d"],
+    bandwidth: str | float | Float[Tensor, " B"],
+    leave_one_out: bool,
+    weights: Float[Tensor, "B S"] | None,
+    group: int,
+) -> Float[Tensor, "B S d"]:
+    """`code_direction` of a single block."""
     groups = codes.shape[1] // group
     if weights is None:
         return svgd_direction(codes, score, bandwidth=bandwidth, leave_one_out=leave_one_out)
@@ -135,14 +169,22 @@ def normalised_direction(
     direction: Float[Tensor, "B S d"],
     codes: Float[Tensor, "B S d"],
     bandwidth: str | float | Float[Tensor, " B"],
+    factor: float = 1.0,
+    blocks: Sequence[int] | None = None,
 ) -> Float[Tensor, "B S d"]:
     """phi(z_j) / mean_i k(z_i, z_j), i = j included: as long as a score, wherever the code is.
 
     A Stein direction sums over neighbours, so that codes of a light mode, which have few, move less
     than others, and a shared encoder gives light modes up for the sake of heavy ones. The factor is
-    positive: zeros of the direction stay where they are.
+    positive: zeros of the direction stay where they are. Of `blocks`, each by its own kernel.
     """
-    return direction / rbf_gram(codes, bandwidth=bandwidth).mean(-1, keepdim=True)
+    parts = []
+    for run in runs(blocks or codes.shape[-1:]):
+        own = run.fold(codes)
+        h = code_bandwidth(own, _repeat(bandwidth, run.count), factor)
+        near = rbf_gram(own, bandwidth=h).mean(-1, keepdim=True)
+        parts.append(run.unfold(run.fold(direction) / near))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
 
 def theta_direction(

@@ -5,6 +5,7 @@ Shapes: K units, V words, D documents, T top words of a unit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -23,20 +24,33 @@ _AT_ONCE = 2**12
 class TopicModel(Protocol):
     """A model of counts whose units have a weight for every word."""
 
-    def topics(self, theta: dict[str, Tensor]) -> Tensor:
-        """(M, K, V): the larger, the more a unit makes of a word."""
+    def topics(self, theta: dict[str, Tensor]) -> Sequence[Tensor]:
+        """(M, K_l, V) for each layer l from the words up: what a unit makes of a word."""
         ...
 
 
 def topic_results(networks: Networks, dataset: CountDataset) -> list[dict[str, Any]]:
-    """Units of the first decoder by falling coherence: {unit, npmi, words}; [] without topics."""
+    """Units of the first decoder, layer by layer by falling coherence; [] without topics.
+
+    Each {layer, unit, npmi, words}.
+    """
     if not isinstance(networks.model, TopicModel):
         return []
-    weights = networks.model.topics(networks.theta.leaves())[0].detach().cpu()
+    with torch.no_grad():
+        layers = [each[0].cpu() for each in networks.model.topics(networks.theta.leaves())]
+    return [
+        topic
+        for number, weights in enumerate(layers, 1)
+        for topic in _of_layer(number, weights, dataset)
+    ]
+
+
+def _of_layer(layer: int, weights: Float[Tensor, "K V"], dataset: CountDataset) -> list[Any]:
     top = weights.topk(min(TOP, weights.shape[1])).indices
     coherence = npmi(top, dataset.train).tolist()
     return [
         {
+            "layer": layer,
             "unit": unit,
             "npmi": round(coherence[unit], 4),
             "words": [dataset.vocabulary[word] for word in top[unit].tolist()],

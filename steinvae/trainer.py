@@ -166,6 +166,7 @@ class Trainer:
             seed=self.config.seed,
             fit_samples=settings.fit_samples,
             inflation=settings.inflation,
+            proposal=settings.proposal,
         )
 
     def select(self) -> int:

@@ -12,7 +12,7 @@ from typing import Literal
 from steinvae.config._checks import require
 from steinvae.config.data import COUNTS, Binarization, DataConfig
 from steinvae.config.method import GROUPED, MethodConfig, MethodName, Rule
-from steinvae.config.model import ModelConfig
+from steinvae.config.model import Decoder, ModelConfig
 from steinvae.config.training import EvaluationConfig, OptimizerConfig, TrainerConfig
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Binarization",
     "Config",
     "DataConfig",
+    "Decoder",
     "EvaluationConfig",
     "MethodConfig",
     "MethodName",
@@ -56,17 +57,33 @@ class Config:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1", self.seed)
+        self._check_decoder()
         self._check_density()
+
+    @property
+    def decoder(self) -> Decoder:
+        """The decoder: `model.decoder`, or the first that fits the data."""
+        return self.model.decoder or self._fitting[0]
+
+    @property
+    def _fitting(self) -> tuple[Decoder, ...]:
+        return ("softmax", "deep_poisson") if self.data.name in COUNTS else ("bernoulli",)
+
+    def _check_decoder(self) -> None:
+        fitting = f"{' or '.join(self._fitting)} for data.name {self.data.name}"
+        require(self.decoder in self._fitting, "model.decoder", fitting, self.decoder)
 
     def _check_density(self) -> None:
         """An encoder that folds has no density."""
         method, encoder = self.method, self.model.encoder
         counts = self.data.name in COUNTS and method.encoder_kind(self.model) == "concat"
         require(not counts, "model.encoder", f"no concat for {self.data.name}", encoder)
-        if encoder not in ("residual", "concat"):
+        if method.encoder_kind(self.model) not in ("residual", "concat"):
             return
         exact = method.name == "stein_viwae" and method.weights != "none" and method.log_q == "jac"
         folds = f"for model.encoder {encoder}, which folds: its codes have no density"
+        proposal = self.evaluation.proposal
+        require(proposal == "fitted", "evaluation.proposal", f"fitted {folds}", proposal)
         require(not exact, "method.log_q", f"gauss or kde {folds}", method.log_q)
         moved = f"false {folds}"
         require(not method.move_codes, "method.move_codes", moved, method.move_codes)

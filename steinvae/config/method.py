@@ -68,6 +68,10 @@ class MethodConfig:
     bandwidth_factor: float = 1.0
     """Times the rule's h of the codes: a flatter kernel above 1. Only with a rule."""
 
+    kernel_block: int = 0
+    """Most code dimensions that share a kernel: the model's blocks of codes (the layers of
+    deep_poisson, else all of them) are cut into even pieces; 0 leaves them whole."""
+
     theta_bandwidth: Rule | float = "liu_wang"
     """Kernel bandwidth h of the decoders: a rule, or h itself in squared parameter units."""
 
@@ -117,6 +121,7 @@ class MethodConfig:
         require(self.code_step > 0, "method.code_step", "positive", self.code_step)
         check_bandwidth(self.bandwidth, "method.bandwidth")
         check_bandwidth(self.theta_bandwidth, "method.theta_bandwidth")
+        require(self.kernel_block >= 0, "method.kernel_block", "0 or more", self.kernel_block)
         factor, ruled = self.bandwidth_factor, isinstance(self.bandwidth, str)
         require(0 < factor < float("inf"), "method.bandwidth_factor", "positive", factor)
         fixed = "1 where method.bandwidth is a number: that is h itself"

@@ -7,11 +7,13 @@ from typing import Literal
 
 from steinvae.config._checks import require
 
+Decoder = Literal["bernoulli", "softmax", "deep_poisson"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The networks: tanh MLPs on both sides, Bernoulli pixels; for counts the encoder sees
-    log(1 + n), and the decoder is one linear layer and a softmax (NVDM)."""
+    log(1 + n), and the decoder is one linear layer and a softmax (NVDM) or layers of gammas."""
 
     codes: int = 8
     """Dimension d of a code z."""
@@ -19,10 +21,20 @@ class ModelConfig:
     hidden: tuple[int, ...] = (128, 128)
     """Units of each hidden layer, from the pixels to the code; the decoder mirrors them."""
 
-    encoder: Literal["flow", "residual", "concat", "gaussian", "triangular"] = "flow"
-    """Form of z = f(x, xi) for Stein methods and flow_elbo; flow is injective in xi,
-    gaussian and triangular (any covariance) are affine in it. The other methods use the flow's
-    Gaussian part, planar_flow with layers of its own."""
+    decoder: Decoder | None = None
+    """p(x | z): bernoulli for images; softmax (NVDM) or deep_poisson for counts of words. None: the
+    first that fits the data."""
+
+    layers: tuple[int, ...] = ()
+    """Units of each layer of deep_poisson, from the words up; the codes are those of all layers."""
+
+    gamma_shape: float = 0.3
+    """Shape a of the gamma variables of deep_poisson: the smaller, the fewer units in use."""
+
+    encoder: Literal["flow", "residual", "concat", "gaussian", "triangular", "layered"] = "flow"
+    """Form of z = f(x, xi) for Stein methods and flow_elbo; flow is injective in xi, so is layered,
+    which draws the codes of deep_poisson layer by layer; gaussian and triangular (any covariance)
+    are affine in it. The other methods use the Gaussian part, planar_flow with layers of its own."""
 
     flow_blocks: int = 1
     """Blocks of the flow encoder; each stretches at most 1.9 times, and far modes need several."""
@@ -37,6 +49,19 @@ class ModelConfig:
         require(self.codes >= 1, "model.codes", "at least 1", self.codes)
         widths = len(self.hidden) >= 1 and all(width >= 1 for width in self.hidden)
         require(widths, "model.hidden", "one or more positive widths", self.hidden)
+        self._check_layers()
         require(self.output_scale > 0, "model.output_scale", "positive", self.output_scale)
         for name in ("flow_blocks", "planar_layers"):
             require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
+
+    def _check_layers(self) -> None:
+        deep, layers = self.decoder == "deep_poisson", self.layers
+        known = len(layers) >= 1 and all(width >= 1 for width in layers)
+        wanted = "one or more positive widths for model.decoder deep_poisson, else none"
+        require(known if deep else not layers, "model.layers", wanted, layers)
+        total = f"{sum(layers)}, the sum of model.layers"
+        require(not deep or self.codes == sum(layers), "model.codes", total, self.codes)
+        fits, other = deep or self.encoder != "layered", f"another for decoder {self.decoder}"
+        require(fits, "model.encoder", other, self.encoder)
+        shape = self.gamma_shape  # the range of the table of quantiles
+        require(0.05 <= shape <= 100, "model.gamma_shape", "between 0.05 and 100", shape)

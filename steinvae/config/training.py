@@ -15,6 +15,10 @@ class OptimizerConfig:
     learning_rate: float = 4e-3
     """Learning rate at step 0."""
 
+    encoder_factor: float = 1.0
+    """Times the learning rate, for the encoder: below 1 where decoders bear a larger one than the
+    noise of Stein directions in many codes does."""
+
     final_fraction: float = 0.02
     """Learning rate after decay_steps, as a fraction of learning_rate; 1 keeps it constant."""
 
@@ -24,6 +28,8 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         rate, final = self.learning_rate, self.final_fraction
         require(0 < rate < float("inf"), "optimizer.learning_rate", "positive", rate)
+        factor = self.encoder_factor
+        require(0 < factor < float("inf"), "optimizer.encoder_factor", "positive", factor)
         require(0 <= final <= 1, "optimizer.final_fraction", "between 0 and 1", final)
         require(self.decay_steps >= 1, "optimizer.decay_steps", "at least 1", self.decay_steps)
 
@@ -81,7 +87,7 @@ class TrainerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """The reported negative log-likelihood: importance sampling with a fitted Gaussian (iw_g)."""
+    """The reported negative log-likelihood: an importance-sampling bound, by default iw_g."""
 
     images: int = 0
     """Test images, evenly spaced over the test set; 0 takes all of them."""
@@ -94,6 +100,10 @@ class EvaluationConfig:
 
     validation_samples: int = 100
     """Importance samples per validation image."""
+
+    proposal: Literal["fitted", "encoder"] = "fitted"
+    """Where importance samples come from: a Gaussian fitted to the encoder's codes (iw_g), or the
+    encoder itself by its own density (s_elbo), for hundreds of codes; that must be injective."""
 
     fit_samples: int = 8
     """Encoder samples that fit the Gaussian, per code dimension (at least 4; 64 or more in all)."""

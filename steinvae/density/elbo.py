@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steinvae.density.likelihood import (
+    LOGITS_AT_ONCE,
     Treatment,
     effective_samples,
     image_noise,
@@ -92,8 +93,14 @@ def encoder_bounds(
     """
     if samples < 1:
         raise ValueError(f"encoder_bounds: samples must be at least 1, got {samples}")
-    rows = [_one_image(networks, pixels[b : b + 1], samples, seed, b) for b in range(len(pixels))]
-    log_weights, minority, determinants = zip(*rows, strict=True)
+    at_once = _images_at_once(networks, pixels.shape[1], samples)
+    rows = [
+        _chunk(networks, pixels[first : first + at_once], samples, seed, first)
+        for first in range(0, len(pixels), at_once)
+    ]
+    log_weights = [weights for weights, _ in rows]
+    signs = [each for _, chunk in rows for each in chunk]
+    minority = [minority_of_signs(each) for each in signs]
     by_theta: dict[Treatment, Tensor] = {
         theta: torch.cat([over_decoders(each, theta) for each in log_weights]) for theta in _THETA
     }
@@ -103,7 +110,7 @@ def encoder_bounds(
         effective=effective_samples(by_theta["mixture"]),
         samples=samples,
         minority=sum(minority) / len(minority),
-        determinants=sum(determinants),
+        determinants=sum(int((~each.isnan()).sum()) for each in signs),
         injective=networks.encoder.injective,
     )
 
@@ -114,7 +121,8 @@ def log_density(
     """Codes, log q of each by one pre-image, and the sign of det df/dxi of each.
 
     An injective encoder's own density is used where it has one, at less cost than its Jacobian; the
-    signs are then those of the first 64 samples, the others NaN.
+    signs are then those of the first 64 samples, the others NaN. (In hundreds of codes a Jacobian
+    costs more than all else, so it is not made where its sign is known.)
 
     Errors: ValueError where dim xi != d.
     """
@@ -129,7 +137,11 @@ def log_density(
     codes, log_q = encoder.codes_and_log_density(pixels, noise)
     signs = torch.full_like(log_q, torch.nan)
     first = noise[:, :_SIGNS_CHECKED]
-    signs[:, :_SIGNS_CHECKED] = torch.linalg.slogdet(encoder.jacobian(pixels, first)).sign
+    signs[:, :_SIGNS_CHECKED] = (
+        1.0
+        if encoder.orientation_known
+        else torch.linalg.slogdet(encoder.jacobian(pixels, first)).sign
+    )
     return codes, log_q, signs
 
 
@@ -140,17 +152,24 @@ def minority_of_signs(signs: Float[Tensor, " n"]) -> float:
     return 1 - commoner / len(known)
 
 
-def _one_image(
-    networks: Networks, pixels: Float[Tensor, "1 X"], samples: int, seed: int, image: int
-) -> tuple[Float[Tensor, "M 1 n"], float, int]:
-    """log w by decoder, the minority of signs, and how many signs that is."""
+def _images_at_once(networks: Networks, pixels: int, samples: int) -> int:
+    """As many as keep logits, and Jacobians where they are made, within what a chunk may hold."""
+    images = LOGITS_AT_ONCE // (networks.theta.particles * samples * pixels)
+    if not networks.encoder.orientation_known:
+        images = min(images, _ENTRIES_AT_ONCE // (samples * networks.encoder.codes**2))
+    return max(1, images)
+
+
+def _chunk(
+    networks: Networks, pixels: Float[Tensor, "B X"], samples: int, seed: int, first: int
+) -> tuple[Float[Tensor, "M B n"], Float[Tensor, "B n"]]:
+    """log w by decoder, and the signs of the determinants, NaN where not looked at."""
     encoder = networks.encoder
+    images = range(first, first + len(pixels))
     shape = (samples, noise_dimension(encoder))
-    noise = image_noise(seed, [image], shape, networks.device, "elbo").to(networks.theta.flat)
-    size = max(_SIGNS_CHECKED, _ENTRIES_AT_ONCE // encoder.codes**2)
+    noise = image_noise(seed, images, shape, networks.device, "elbo").to(networks.theta.flat)
+    size = max(_SIGNS_CHECKED, _ENTRIES_AT_ONCE // (len(pixels) * encoder.codes**2))
     parts = [log_density(encoder, pixels, part) for part in noise.split(size, dim=1)]
     codes, log_q, signs = (torch.cat(item, dim=1) for item in zip(*parts, strict=True))
     log_ratio = (log_prior(codes) - log_q).double()
-    log_weights = log_likelihood(networks, codes, pixels).double() + log_ratio
-    known = int((~signs.isnan()).sum())
-    return log_weights, minority_of_signs(signs[0]), known
+    return log_likelihood(networks, codes, pixels).double() + log_ratio, signs

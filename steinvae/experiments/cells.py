@@ -65,12 +65,20 @@ class Cell:
         further: dict[str, Any] = {}
         if method.name in GROUPED:
             further |= {"importance_samples": method.importance_samples, "weights": method.weights}
+        if model.decoder is not None:
+            further["decoder"] = model.decoder
+        if model.layers:
+            further |= {"layers": "-".join(map(str, model.layers)), "shape": model.gamma_shape}
+        if method.is_stein and method.kernel_block:
+            further["kernel_block"] = method.kernel_block
         if method.is_stein and method.bandwidth_factor != 1:
             further["bandwidth_factor"] = method.bandwidth_factor
         if method.entropy_weight != 1:
             further["entropy_weight"] = method.entropy_weight
         if method.name == "stein_viwae":
             further["log_q"] = method.log_q
+        if method.name == "flow_elbo" and model.encoder != "flow":
+            further["encoder"] = model.encoder
         if method.encoder_kind(model) == "flow" and model.flow_blocks > 1:
             further["flow_blocks"] = model.flow_blocks
         if method.name == "planar_flow":

@@ -12,10 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from steinvae.data import Dataset
+from steinvae.data import CountDataset, Dataset
 from steinvae.density import Finding, Suite, evenly_spaced, measure_all
 from steinvae.experiments.cells import Cell, Record, read, train_cell, with_threads
 from steinvae.logging import JSONL
+from steinvae.perplexity import perplexity
 from steinvae.report import append_records, tidy_record
 from steinvae.run import load_model
 from steinvae.signals import StopRequest
@@ -39,7 +40,8 @@ def measure_cells(
 ) -> None:
     """Train and measure what `output` has no record of, cell by cell.
 
-    All estimators look at the same `images` test images, evenly spaced.
+    All estimators look at the same `images` test images, evenly spaced; of documents there are
+    perplexities beside the NLL, by both conventions.
     """
     for cell in cells:
         missing = [each for each in suite.estimators if not done(cell, each, suite, images, output)]
@@ -105,14 +107,22 @@ def _measure(
     return [
         record
         for finding in measure_all(networks, pixels, wanted)
-        for record in _of_finding(experiment, cell, finding, device)
+        for record in _of_finding(experiment, cell, finding, device, dataset)
     ]
 
 
-def _of_finding(experiment: str, cell: Cell, finding: Finding, device: str) -> list[Record]:
-    """The estimate, then the effective number of its samples and the minority of signs."""
+def _of_finding(
+    experiment: str, cell: Cell, finding: Finding, device: str, dataset: Dataset
+) -> list[Record]:
+    """The estimate, perplexities of documents, effective number of samples, minority of signs."""
     notes = {"theta": finding.theta, "bounds": finding.claim, "holds": finding.holds}
+    numbers: dict[str, tuple[float, float | None]]
     numbers = {finding.metric: (finding.value, finding.standard_error)}
+    if isinstance(dataset, CountDataset) and finding.per_image is not None:
+        chosen = evenly_spaced(len(dataset.test), finding.images)
+        found = perplexity(finding.per_image.cpu(), dataset.test.lengths[chosen])
+        numbers["perplexity_per_document"] = (found.per_document, found.per_document_error)
+        numbers["perplexity_corpus"] = (found.corpus, None)
     further = ("effective_samples", "effective_chains", "minority_of_signs")
     numbers |= {
         name: (finding.diagnostics[name], None) for name in further if name in finding.diagnostics

@@ -57,6 +57,6 @@ class SoftmaxCounts:
         order = torch.arange(len(codes), device=codes.device)
         return means[order % means.shape[0], order]
 
-    def topics(self, theta: dict[str, Tensor]) -> Float[Tensor, "M d V"]:
-        """W: what a step along a code dimension adds to the logit of each word."""
-        return theta["weight"]
+    def topics(self, theta: dict[str, Tensor]) -> tuple[Float[Tensor, "M d V"]]:
+        """W, the one layer: what a step along a code dimension adds to the logit of each word."""
+        return (theta["weight"],)

@@ -21,6 +21,9 @@ class StochasticEncoder(nn.Module, ABC):
     linear: bool = False
     """Whether f(x, .) is affine, so that its Jacobian is the same at all noise."""
 
+    orientation_known: bool = False
+    """Whether det df/dxi is a product of positive numbers, so that its sign need not be tested."""
+
     @abstractmethod
     def forward(
         self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S e"]

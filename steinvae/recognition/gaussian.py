@@ -20,6 +20,7 @@ class GaussianEncoder(StochasticEncoder):
 
     injective = True
     linear = True
+    orientation_known = True
 
     def __init__(
         self, pixels: int, hidden: Sequence[int], codes: int, generator: torch.Generator
@@ -30,6 +31,12 @@ class GaussianEncoder(StochasticEncoder):
         self.head = TanhMlp((hidden[-1], 2 * codes), generator)
         with torch.no_grad():
             self.head.last.bias[codes:] = LOG_SIGMA_START
+
+    def start_at_prior(self) -> None:
+        """Make mu about 0 and sigma about 1, where most of hundreds of codes will stay."""
+        with torch.no_grad():
+            self.head.last.weight.mul_(0.1)
+            self.head.last.bias.zero_()
 
     def features(self, pixels: Float[Tensor, "B X"]) -> Float[Tensor, "B H"]:
         """Hidden features of the images, (B, X) -> (B, H)."""

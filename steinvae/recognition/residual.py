@@ -73,6 +73,7 @@ class ResidualEncoder(GaussianEncoder):
 
     injective = False
     linear = False
+    orientation_known = False
 
     def __init__(
         self, pixels: int, hidden: Sequence[int], codes: int, generator: torch.Generator

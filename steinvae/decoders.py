@@ -1,0 +1,80 @@
+"""Decoders by name: the generative model each stands for, and the encoder that goes with it.
+
+A decoder of one's own is an entry in `FAMILIES`, with its name in `config.model.Decoder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from steinvae.config import Decoder, ModelConfig
+from steinvae.count_recognition import make_count_encoder
+from steinvae.layered_recognition import LayeredCountEncoder
+from steinvae.models import GenerativeModel
+from steinvae.models.deep_poisson import DeepPoisson
+from steinvae.models.mlp import BernoulliMlp
+from steinvae.models.softmax_counts import SoftmaxCounts
+from steinvae.recognition import (
+    ConcatEncoder,
+    GaussianEncoder,
+    StochasticEncoder,
+    make_encoder,
+)
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the networks of a decoder are made."""
+
+    model: Callable[[ModelConfig, int], GenerativeModel]
+    """From the settings and X, the numbers in an example."""
+
+    encoder: Callable[[str, ModelConfig, int, torch.Generator], StochasticEncoder]
+    """From the kind, the settings, X and the stream of its initial weights."""
+
+
+def _of_images(
+    kind: str, shape: ModelConfig, pixels: int, generator: torch.Generator
+) -> StochasticEncoder:
+    encoder = make_encoder(kind, pixels, shape.hidden, shape.codes, generator, _depth(kind, shape))
+    if isinstance(encoder, ConcatEncoder):
+        encoder.scale = shape.output_scale
+    return encoder
+
+
+def _of_counts(
+    kind: str, shape: ModelConfig, words: int, generator: torch.Generator
+) -> StochasticEncoder:
+    return make_count_encoder(
+        kind, words, shape.hidden, shape.codes, generator, _depth(kind, shape)
+    )
+
+
+def _of_layers(
+    kind: str, shape: ModelConfig, words: int, generator: torch.Generator
+) -> StochasticEncoder:
+    if kind == "layered":
+        return LayeredCountEncoder(words, shape.hidden, shape.layers, generator)
+    encoder = _of_counts(kind, shape, words, generator)
+    if isinstance(encoder, GaussianEncoder):
+        encoder.start_at_prior()
+    return encoder
+
+
+def _depth(kind: str, shape: ModelConfig) -> int:
+    return shape.planar_layers if kind == "planar" else shape.flow_blocks
+
+
+FAMILIES: dict[Decoder, Family] = {
+    "bernoulli": Family(
+        lambda shape, pixels: BernoulliMlp(shape.codes, tuple(reversed(shape.hidden)), pixels),
+        _of_images,
+    ),
+    "softmax": Family(lambda shape, words: SoftmaxCounts(shape.codes, words), _of_counts),
+    "deep_poisson": Family(
+        lambda shape, words: DeepPoisson(shape.layers, words, shape.gamma_shape), _of_layers
+    ),
+}

@@ -1,0 +1,92 @@
+"""The cells of Table 2: two decoders of documents by several methods, for equal processor time.
+
+`20news`: 20 Newsgroups, 2,000 words. `nyt`: a small New York Times set, 10,000 words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from steinvae.config import GROUPED, Config, MethodConfig, MethodName
+from steinvae.data import Dataset
+from steinvae.experiments.cells import Cell
+from steinvae.experiments.pilot import with_steps
+from steinvae.presets import text, text_deep
+
+CORPORA = {"20news": 12.0, "nyt": 5.0}
+"""Data sets, and the processor minutes of a run on them."""
+
+VALIDATIONS = 10
+"""Estimates on the validation documents during a run; the best parameters are tested."""
+
+
+class Row(NamedTuple):
+    """A method on a decoder."""
+
+    deep: bool
+    method: MethodName
+
+
+ROWS: dict[str, Row] = {
+    "NVDM: VAE": Row(False, "vae"),
+    "NVDM decoder, Stein VAE": Row(False, "stein_vae"),
+    "NVDM decoder, Stein VIWAE": Row(False, "stein_viwae"),
+    "deep Poisson, VAE": Row(True, "vae"),
+    "deep Poisson, Stein VAE": Row(True, "stein_vae"),
+    "deep Poisson, Stein VIWAE": Row(True, "stein_viwae"),
+    "control: its encoder by the ELBO": Row(True, "flow_elbo"),
+}
+FIRST = ("deep Poisson, Stein VIWAE", "NVDM: VAE", "deep Poisson, Stein VAE")
+"""What the claims are about runs first."""
+
+
+def cells(corpus: str, root: str | None, seeds: Sequence[int]) -> list[Cell]:
+    """All rows of a corpus, those of the claims first; a pilot finds their steps."""
+    order = [*FIRST, *(row for row in ROWS if row not in FIRST)]
+    return [
+        Cell(row, replace(base(corpus, root, row), seed=seed)) for seed in seeds for row in order
+    ]
+
+
+def base(corpus: str, root: str | None, row: str) -> Config:
+    """The configuration of a row: that of its preset, with the row's method."""
+    deep, name = ROWS[row]
+    preset = text_deep() if deep else text()
+    data = replace(preset.data, name=corpus, root=root)  # type: ignore[arg-type]
+    return replace(
+        preset,
+        data=data,
+        method=_method(name, deep),
+        trainer=replace(
+            preset.trainer,
+            monitor_every=0,
+            patience=3,
+            keep_checkpoints=1,
+            baseline="none",
+            device="cpu",
+            threads=1,
+        ),
+    )
+
+
+def _method(name: MethodName, deep: bool) -> MethodConfig:
+    """Five codes for an ELBO's exact gradient, twenty for a Stein direction or for weights."""
+    method = (
+        text_deep().method if deep else replace(text_deep().method, log_q="gauss", kernel_block=0)
+    )
+    codes = 5 if name == "vae" else 20
+    if name in GROUPED:
+        return replace(method, name=name, code_particles=1, importance_samples=codes)
+    return replace(method, name=name, code_particles=codes, importance_samples=1)
+
+
+def timed(cell: Cell, dataset: Dataset, run_dir: Path, minutes: float) -> Cell:
+    """The cell with the steps of `minutes`, validated and saved ten times on its way."""
+    cell = with_steps(cell, dataset, run_dir, minutes)
+    trainer = cell.config.trainer
+    every = max(1, trainer.max_steps // VALIDATIONS)
+    trainer = replace(trainer, validate_every=every, checkpoint_every=every)
+    return replace(cell, config=replace(cell.config, trainer=trainer))

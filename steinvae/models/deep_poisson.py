@@ -1,0 +1,154 @@
+"""Counts of words below layers of gamma variables: the deep Poisson network of section 5.2.
+
+    z_L ~ Gamma(a, a),   z_l ~ Gamma(a, a / (z_{l+1} W_l)),   x_w ~ Pois( (z_1 W_0)_w ),   W >= 0
+
+the sparse gamma deep exponential family of Ranganath et al. 2015 with continuous codes, as Stein
+directions need them; sizes 200, 200 and 50 from the words up. Given its length N a document is
+multinomial, log p(x | z, N) = sum_w x_w log( (z_1 W_0)_w / sum_v (z_1 W_0)_v ), as in
+`SoftmaxCounts` without the coefficient, so that perplexities can be compared.
+
+Gammas are a scale family, z_l = (z_{l+1} W_l) g_l with g_l ~ Gamma(a, a), and g = F^-1(Phi(u)):
+codes are the u, their prior is N(0, I) exactly, and a unit that a document says nothing of has the
+posterior N(0, 1). Weights are gamma quantiles too, so that p(theta) = N(0, I) is a sparse gamma
+prior on them; those of words are relative to a word's base rate e^(4 b_w).
+
+Shapes: M decoders, B documents of V words, n codes a document, d = sum of the layers' sizes K_l.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steinvae.models.gamma_quantile import log_gamma_quantile
+from steinvae.particles import Parameter
+
+_BASE_SCALE = 4.0
+"""Standard deviation of the prior of log base rates: those of words are spread over e^(+-8)."""
+
+_START = 0.5
+"""Weights start in the middle half of their prior; from the whole of it, as from units that are
+nearly alike, topics form later."""
+
+_BUCKETS = 8
+"""Documents are padded to the longest of their bucket, of neighbours by number of words."""
+
+
+class DeepPoisson:
+    """A `GenerativeModel`; its codes are the layers' u side by side, from the words up."""
+
+    def __init__(
+        self, layers: Sequence[int], words: int, shape: float = 0.3, weight_shape: float = 0.3
+    ) -> None:
+        """layers are K_1, K_2, ...; shape is a of the codes, weight_shape that of the weights."""
+        self.code_blocks = tuple(layers)
+        self.shape, self.weight_shape = shape, weight_shape
+        between = [
+            Parameter(f"weight{number}", (above, below), _START)
+            for number, (below, above) in enumerate(pairwise(layers), 1)
+        ]
+        self.parameters: Sequence[Parameter] = (
+            Parameter("base", (1, words), 0.0),
+            Parameter("words", (layers[0], words), _START),
+            *between,
+        )
+
+    def log_word_weights(self, theta: dict[str, Tensor]) -> Float[Tensor, "M K V"]:
+        """log W_0 of the units next to the words."""
+        own = log_gamma_quantile(theta["words"], self.weight_shape)
+        return own + _BASE_SCALE * theta["base"]
+
+    def log_units(
+        self, theta: dict[str, Tensor], codes: Float[Tensor, "#M *n d"]
+    ) -> Float[Tensor, "M *n K"]:
+        """log z_1 up to a constant of each code, which the given length cancels."""
+        blocks = codes.split(self.code_blocks, dim=-1)
+        log_gammas = [log_gamma_quantile(block, self.shape) for block in blocks]
+        units = log_gammas.pop()
+        for number in range(len(log_gammas), 0, -1):
+            weight = log_gamma_quantile(theta[f"weight{number}"], self.weight_shape).exp()
+            tiny = torch.finfo(weight.dtype).tiny
+            rates = (units.softmax(-1).flatten(1, -2) @ weight).clamp_min(tiny)
+            units = rates.unflatten(1, units.shape[1:-1]).log() + log_gammas[number - 1]
+        return units
+
+    def shares(
+        self, theta: dict[str, Tensor], codes: Float[Tensor, "#M *n d"], log_weights: Tensor
+    ) -> Float[Tensor, "M *n K"]:
+        """z_1k sum_w W_0kw, normalised: the share of a document's words that unit k speaks."""
+        volume = log_weights.logsumexp(-1).unflatten(1, (*[1] * (codes.ndim - 2), -1))
+        return (self.log_units(theta, codes) + volume).softmax(-1)
+
+    def log_likelihood(
+        self,
+        theta: dict[str, Tensor],
+        codes: Float[Tensor, "#M B n d"],
+        pixels: Float[Tensor, "B V"],
+    ) -> Float[Tensor, "M B n"]:
+        """log p(x_b | z_bs, theta_m, N_b) in nats, from the words that a document has.
+
+        A mixture of words' distributions needs no sum over the vocabulary: the work goes with the
+        different words of a document, not with V. Shapes: counts (B, V) -> (M, B, n).
+        """
+        log_weights = self.log_word_weights(theta)
+        shares = self.shares(theta, codes, log_weights)
+        topics = log_weights.softmax(-1).mT.contiguous()
+        number = (pixels > 0).sum(1)
+        parts = []
+        by_length = number.argsort()
+        for documents in by_length.tensor_split(min(_BUCKETS, len(by_length))):
+            words, counts = present_words(pixels[documents])
+            likely = shares[:, documents] @ pick(topics, words).mT  # (M, b, n, T)
+            tiny = torch.finfo(likely.dtype).tiny
+            parts.append((likely.clamp_min(tiny).log() @ counts[:, :, None]).squeeze(-1))
+        return torch.cat(parts, 1)[:, by_length.argsort()]
+
+    def topics(self, theta: dict[str, Tensor]) -> list[Float[Tensor, "M K V"]]:
+        """Words' probabilities under each unit, layer by layer from the words up.
+
+        Of layer l the rows of W_l ... W_1 W_0, as E[z_l | z_{l+1}] = z_{l+1} W_l.
+        """
+        found = [self.log_word_weights(theta).softmax(-1)]
+        rates = self.log_word_weights(theta)
+        rates = (rates - rates.amax((1, 2), keepdim=True)).exp()
+        for number in range(1, len(self.code_blocks)):
+            weight = log_gamma_quantile(theta[f"weight{number}"], self.weight_shape).exp()
+            rates = weight @ rates
+            found.append(rates / rates.sum(-1, keepdim=True))
+        return found
+
+    def mean_images(
+        self, theta: dict[str, Tensor], codes: Float[Tensor, "n d"]
+    ) -> Float[Tensor, "n V"]:
+        """Probability of each word under z_i, the decoders taking turns: (n, d) -> (n, V)."""
+        log_weights = self.log_word_weights(theta)
+        means = self.shares(theta, codes[None], log_weights) @ log_weights.softmax(-1)
+        order = torch.arange(len(codes), device=codes.device)
+        return means[order % len(means), order]
+
+
+def pick(rows: Float[Tensor, "M V K"], words: Int[Tensor, "B T"]) -> Float[Tensor, "M B T K"]:
+    """rows[:, words]; as an embedding, whose backward pass is several times that of an index."""
+    particles, vocabulary, _ = rows.shape
+    first = vocabulary * torch.arange(particles, device=words.device)
+    return F.embedding(words + first[:, None, None], rows.flatten(0, 1))
+
+
+def present_words(
+    counts: Float[Tensor, "B V"],
+) -> tuple[Int[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """Words of each document and their counts, padded with word 0 and count 0 to the longest."""
+    rows, words = counts.nonzero(as_tuple=True)
+    number = torch.bincount(rows, minlength=len(counts))
+    place = torch.arange(len(rows), device=rows.device) - (number.cumsum(0) - number)[rows]
+    widest = int(number.max())
+    padded = words.new_zeros(len(counts), widest)
+    padded[rows, place] = words
+    own = counts.new_zeros(len(counts), widest)
+    own[rows, place] = counts[rows, words]
+    return padded, own

@@ -1,0 +1,79 @@
+"""Stein kernels on blocks of codes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stein_kernels import svgd_direction
+from steinvae.blocks import cut_blocks, runs
+from steinvae.stein import code_bandwidth, code_direction
+
+BLOCKS = (3, 3, 1, 4)
+
+
+def some_codes(weighted: bool = False):
+    codes, score = torch.randn(2, 5, 6, 11, dtype=torch.float64)
+    weights = torch.rand(5, 2, 3, dtype=torch.float64).softmax(-1).flatten(1) if weighted else None
+    return codes, score, weights
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("bandwidth", ["liu_wang", 0.7])
+def test_one_block_is_no_block(weighted, bandwidth):
+    codes, score, weights = some_codes(weighted)
+    options = {"bandwidth": bandwidth, "leave_one_out": True, "weights": weights, "group": 3}
+    plain = code_direction(codes, score, **options)
+    assert torch.equal(code_direction(codes, score, blocks=(11,), **options), plain)
+    if not weighted:
+        own = svgd_direction(codes, score, bandwidth=bandwidth, leave_one_out=True)
+        assert torch.equal(plain, own)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("bandwidth", ["liu_wang", 0.7, "tensor"])
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_every_block_has_the_direction_of_its_own_codes_alone(weighted, bandwidth, factor):
+    codes, score, weights = some_codes(weighted)
+    if bandwidth != "liu_wang" and factor != 1:
+        pytest.skip("a factor goes with a rule")
+    h = torch.rand(5, dtype=torch.float64) + 0.5 if bandwidth == "tensor" else bandwidth
+    options = {"leave_one_out": True, "weights": weights, "group": 3}
+    found = code_direction(codes, score, bandwidth=h, factor=factor, blocks=BLOCKS, **options)
+    parts = zip(codes.split(BLOCKS, -1), score.split(BLOCKS, -1), strict=True)
+    alone = [
+        code_direction(c.contiguous(), g, bandwidth=code_bandwidth(c, h, factor), **options)
+        for c, g in parts
+    ]
+    assert torch.allclose(found, torch.cat(alone, -1), rtol=1e-12)
+
+
+def test_codes_of_another_block_do_not_enter():
+    codes, score, _ = some_codes()
+    options = {"bandwidth": "liu_wang", "leave_one_out": True, "blocks": BLOCKS}
+    before = code_direction(codes, score, **options)
+    codes, score = codes.clone(), score.clone()
+    codes[..., 3:6] += torch.randn(5, 6, 3, dtype=torch.float64)
+    score[..., 3:6] *= 2
+    after = code_direction(codes, score, **options)
+    assert torch.equal(after[..., :3], before[..., :3])
+    assert torch.equal(after[..., 6:], before[..., 6:])
+    assert not torch.equal(after[..., 3:6], before[..., 3:6])
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.integers(0, 50))
+@settings(deadline=None)
+def test_cut_blocks_keep_their_dimensions(blocks, largest):
+    pieces = cut_blocks(blocks, largest)
+    assert sum(pieces) == sum(blocks)
+    if largest == 0:
+        assert pieces == tuple(blocks)
+    else:
+        assert max(pieces) <= largest
+    edges = set(torch.tensor([0, *pieces]).cumsum(0).tolist())
+    assert edges >= set(torch.tensor([0, *blocks]).cumsum(0).tolist())  # never across a block
+    values = torch.arange(2.0 * 3 * sum(pieces)).view(2, 3, -1)
+    there = [run.unfold(run.fold(values)) for run in runs(pieces)]
+    assert torch.equal(torch.cat(there, -1), values)
