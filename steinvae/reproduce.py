@@ -22,6 +22,7 @@ EXPERIMENTS = (
     "stein_direction",
     "stein_encoder",
     "table1",
+    "table2",
 )
 
 

@@ -31,7 +31,7 @@ SUBSET = 100
 ALL_FITTED = Suite(estimators=("iw_g",), samples=100)
 ALL_OWN = Suite(estimators=("elbo",), samples=100)
 ON_SUBSET = Suite(
-    estimators=("elbo", "ais"), samples=100, annealing=Annealing(temperatures=300, chains=4)
+    estimators=("elbo", "ais"), samples=100, annealing=Annealing(temperatures=200, chains=4)
 )
 """A flow's density takes a determinant a sample, so its ELBO is measured on the subset alone."""
 
@@ -41,7 +41,7 @@ def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--corpus", choices=tuple(CORPORA), help="one alone; default both")
     add("--row", choices=tuple(ROWS), help="one alone; default all")
-    add("--minutes", type=float, help="processor minutes of a run (default 12; nyt 5)")
+    add("--minutes", type=float, help="processor minutes of a run (default 6; nyt 3)")
     add("--slice_minutes", type=float, help="stop then, to be continued")
 
 

@@ -16,7 +16,7 @@ from steinvae.experiments.cells import Cell
 from steinvae.experiments.pilot import with_steps
 from steinvae.presets import text, text_deep
 
-CORPORA = {"20news": 12.0, "nyt": 5.0}
+CORPORA = {"20news": 6.0, "nyt": 3.0}
 """Data sets, and the processor minutes of a run on them."""
 
 VALIDATIONS = 10
@@ -73,11 +73,11 @@ def base(corpus: str, root: str | None, row: str) -> Config:
 
 
 def _method(name: MethodName, deep: bool) -> MethodConfig:
-    """Five codes for an ELBO's exact gradient, twenty for a Stein direction or for weights."""
+    """One code for an ELBO's exact gradient, ten for a Stein direction or for weights."""
     method = (
         text_deep().method if deep else replace(text_deep().method, log_q="gauss", kernel_block=0)
     )
-    codes = 5 if name == "vae" else 20
+    codes = 1 if name == "vae" else 10
     if name in GROUPED:
         return replace(method, name=name, code_particles=1, importance_samples=codes)
     return replace(method, name=name, code_particles=codes, importance_samples=1)

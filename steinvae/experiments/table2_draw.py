@@ -139,6 +139,8 @@ def _claims(measured: Mapping[str, Sequence[Estimates]], unigram: Mapping[str, R
         for claim, (row, limit) in pairs.items()
         if row in found and limit is not None
     ]
+    if not rows:
+        return "No two rows of a claim were measured yet."
     return markdown_table(("claim, IW per document", "it", "limit", "holds"), rows)
 
 
