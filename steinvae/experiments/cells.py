@@ -65,6 +65,8 @@ class Cell:
         further: dict[str, Any] = {}
         if method.name in GROUPED:
             further |= {"importance_samples": method.importance_samples, "weights": method.weights}
+        if self.config.optimizer.encoder_factor != 1:
+            further["encoder_factor"] = self.config.optimizer.encoder_factor
         if model.decoder is not None:
             further["decoder"] = model.decoder
         if model.layers:

@@ -16,7 +16,7 @@ from steinvae.experiments.cells import Cell
 from steinvae.experiments.pilot import with_steps
 from steinvae.presets import text, text_deep
 
-CORPORA = {"20news": 6.0, "nyt": 3.0}
+CORPORA = {"20news": 5.0, "nyt": 2.0}
 """Data sets, and the processor minutes of a run on them."""
 
 VALIDATIONS = 10
@@ -56,9 +56,11 @@ def base(corpus: str, root: str | None, row: str) -> Config:
     deep, name = ROWS[row]
     preset = text_deep() if deep else text()
     data = replace(preset.data, name=corpus, root=root)  # type: ignore[arg-type]
+    encoder = "layered" if name == "flow_elbo" else preset.model.encoder
     return replace(
         preset,
         data=data,
+        model=replace(preset.model, encoder=encoder),
         method=_method(name, deep),
         trainer=replace(
             preset.trainer,
