@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from steinvae.count_trunk import CountTrunk
 from steinvae.models.mlp import TanhMlp
 from steinvae.recognition import StochasticEncoder, standard_normal
 
@@ -39,7 +40,7 @@ class LayeredCountEncoder(StochasticEncoder):
         """`layers` from the words up, as the codes lie side by side."""
         super().__init__()
         self.layers, self.codes = tuple(layers), sum(layers)
-        self.trunk = TanhMlp((words, *hidden), generator)
+        self.trunk = CountTrunk((words, *hidden), generator)
         self.heads = nn.ModuleList(
             TanhMlp((hidden[-1], 2 * width), generator, last_scale=0.1) for width in layers
         )
@@ -51,7 +52,7 @@ class LayeredCountEncoder(StochasticEncoder):
 
     def features(self, pixels: Float[Tensor, "B V"]) -> Float[Tensor, "B H"]:
         """Hidden features of log(1 + n)."""
-        return self.trunk(pixels.log1p()).tanh()
+        return self.trunk(pixels).tanh()
 
     def forward(
         self, pixels: Float[Tensor, "B V"], noise: Float[Tensor, "#B S d"]

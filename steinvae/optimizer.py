@@ -65,10 +65,14 @@ class Optimizer:
     def load(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `tensors`."""
         groups = self._adam.state_dict()["param_groups"]
-        count = 1 + len(self._eta)
         state = {
-            index: {name: tensors[f"adam.{index}.{name}"] for name in _MOMENTS}
-            for index in range(count)
+            index: {name: _laid_out(tensors[f"adam.{index}.{name}"], like) for name in _MOMENTS}
+            for index, like in enumerate((self._theta, *self._eta))
             if f"adam.{index}.step" in tensors
         }
         self._adam.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _laid_out(saved: Tensor, like: Tensor) -> Tensor:
+    """A saved moment in the memory order of its parameter, as the fused kernel takes them."""
+    return torch.empty_like(like).copy_(saved) if saved.shape == like.shape else saved

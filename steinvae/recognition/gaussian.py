@@ -27,10 +27,15 @@ class GaussianEncoder(StochasticEncoder):
     ) -> None:
         super().__init__()
         self.codes = codes
-        self.trunk = TanhMlp((pixels, *hidden), generator)
+        self.trunk = self.make_trunk((pixels, *hidden), generator)
         self.head = TanhMlp((hidden[-1], 2 * codes), generator)
         with torch.no_grad():
             self.head.last.bias[codes:] = LOG_SIGMA_START
+
+    @staticmethod
+    def make_trunk(widths: Sequence[int], generator: torch.Generator) -> TanhMlp:
+        """What gives features, before their last tanh."""
+        return TanhMlp(widths, generator)
 
     def start_at_prior(self) -> None:
         """Make mu about 0 and sigma about 1, where most of hundreds of codes will stay."""

@@ -10,16 +10,19 @@ import pytest
 import torch
 from torch.distributions import Multinomial
 
-from steinvae.config import Config, DataConfig, MethodConfig, ModelConfig
+from steinvae.config import Config, DataConfig, MethodConfig, ModelConfig, TrainerConfig
+from steinvae.count_trunk import CountTrunk
 from steinvae.data.count_files import Bags
-from steinvae.data.documents import Documents
+from steinvae.data.documents import Documents, split
 from steinvae.density import iw_g
+from steinvae.models.mlp import TanhMlp
 from steinvae.models.softmax_counts import SoftmaxCounts
 from steinvae.networks import Networks, build_networks
 from steinvae.particles import ParticleEnsemble
 from steinvae.perplexity import perplexity, unigram_nll
 from steinvae.recognition import GaussianEncoder
 from steinvae.topics import npmi
+from steinvae.trainer import Trainer
 
 CODES, WORDS = 2, 7
 
@@ -72,8 +75,9 @@ def test_encoders_see_the_logarithm_of_counts(kind):
     counts, noise = some_counts(), torch.randn(5, 3, CODES)
     encoder = networks.encoder
     assert isinstance(encoder, GaussianEncoder)
-    trunk = encoder.trunk(torch.log1p(counts)).tanh()
-    assert torch.equal(encoder.features(counts), trunk)
+    weight, bias = encoder.trunk.last.weight, encoder.trunk.last.bias
+    expected = (torch.log1p(counts) @ weight.T + bias).tanh()
+    assert torch.allclose(encoder.features(counts), expected, atol=1e-6)
     assert encoder(counts, noise).shape == (5, 3, CODES)
 
 
@@ -146,3 +150,48 @@ def test_coherence_of_words_that_always_never_and_sometimes_meet():
     both = log(0.25 / (0.5 * 0.5)) / -log(0.25)
     three = npmi(torch.tensor([[1, 0, 3]]), documents).item()
     assert three == pytest.approx((1.0 + both + both) / 3)
+
+
+@pytest.mark.parametrize("hidden", [(6,), (6, 5)])
+def test_trunk_on_present_words_is_the_dense_product(hidden):
+    trunk = CountTrunk((WORDS, *hidden), torch.Generator().manual_seed(0))
+    plain = TanhMlp((WORDS, *hidden), torch.Generator().manual_seed(0))
+    counts = some_counts()
+    counts[1] = 0  # a document without words has the bias
+    found, expected = trunk(counts), plain(counts.log1p())
+    assert torch.allclose(found, expected, atol=1e-6)
+    for net, output in ((trunk, found), (plain, expected)):
+        output.square().sum().backward()
+        assert all(parameter.grad is not None for parameter in net.parameters())
+    for own, other in zip(trunk.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(own.grad, other.grad, atol=1e-5)  # type: ignore[arg-type]
+        assert own.grad.stride() == own.stride()  # type: ignore[union-attr]
+
+
+def test_resumed_training_on_counts_repeats_the_whole_run(tmp_path):
+    """Adam's moments come back in the memory order of the word-major first layer."""
+    bags = Bags(
+        start=np.arange(0, 45, 4),
+        words=np.tile(np.array([0, 2, 3, 6], dtype=np.int32), 11),
+        counts=np.random.RandomState(0).randint(1, 5, 44).astype(np.int32),
+    )
+    dataset = split("nyt", bags, bags, tuple("abcdefg"), {})
+    config = Config(
+        data=DataConfig(name="nyt"),
+        model=ModelConfig(codes=CODES, hidden=(6,)),
+        method=MethodConfig(theta_particles=1),
+        trainer=TrainerConfig(batch_size=4, max_steps=8),
+    )
+    whole, first = (Trainer(config, dataset, tmp_path / name) for name in ("whole", "parts"))
+    for step in range(8):
+        whole.update(step, monitor=False)
+    for step in range(4):
+        first.update(step, monitor=False)
+    first.step = 4
+    first.save()
+    second = Trainer(config, dataset, tmp_path / "parts")
+    assert second.resume()
+    for step in range(4, 8):
+        second.update(step, monitor=False)
+    for name, tensor in whole.networks.tensors().items():
+        assert torch.equal(tensor, second.networks.tensors()[name]), name

@@ -1,0 +1,119 @@
+"""Table 2: cells as they are meant, records once, perplexities by hand, and a table from records."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from steinvae.config import Config
+from steinvae.density import Annealing, Suite, evenly_spaced
+from steinvae.experiments import table2
+from steinvae.experiments.measured import measure_all
+from steinvae.experiments.table2_cells import CORPORA, ROWS, cells
+from steinvae.experiments.table2_draw import draw
+from steinvae.perplexity import perplexity
+from steinvae.run import load_data, load_model
+from steinvae.trainer import Trainer
+
+WORDS, TEST = 30, 24
+ROW = "deep Poisson, Stein VIWAE"
+
+
+@pytest.fixture
+def root(tmp_path):
+    """20 Newsgroups in its own files: words of one half of the vocabulary, or of the other."""
+    stream = np.random.RandomState(0)
+    for name, count in (("train", 80), ("test", TEST)):
+        lines = []
+        for _ in range(count):
+            words = stream.randint(2) * WORDS // 2 + stream.choice(WORDS // 2, 6, replace=False)
+            entries = (f"{word + 1}:{stream.randint(1, 4)}" for word in sorted(words))
+            lines.append(" ".join(["1", *entries]))
+        (tmp_path / f"{name}.feat").write_text("\n".join(lines) + "\n")
+    (tmp_path / "vocab.new").write_text("".join(f"word{number}\n" for number in range(WORDS)))
+    return tmp_path
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Little effort: 5 samples, 2 chains of 3 temperatures on 4 documents, 4 steps."""
+    effort = {"samples": 5, "annealing": Annealing(temperatures=3, chains=2, pilot_chains=1)}
+    for name in ("ALL_OWN", "ALL_FITTED", "ON_SUBSET"):
+        monkeypatch.setattr(table2, name, replace(getattr(table2, name), **effort))
+    monkeypatch.setattr(table2, "SUBSET", 4)
+
+    def timed(cell, dataset, run_dir, minutes):
+        trainer = replace(cell.config.trainer, max_steps=4, validate_every=2)
+        return replace(cell, config=replace(cell.config, trainer=trainer))
+
+    monkeypatch.setattr(table2, "timed", timed)
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_cells_differ_in_their_method_alone(corpus):
+    made = cells(corpus, None, (0, 1))
+    keys = {(c.config.method.name, c.config.seed, str(c.setting())) for c in made}
+    assert len(keys) == len(made) == 2 * len(ROWS)
+    for deep in (False, True):
+        own = [cell.config for cell in made if ROWS[cell.row].deep is deep]
+        shared = {(c.model.hidden, c.model.layers, c.optimizer, c.trainer.batch_size) for c in own}
+        assert len(shared) == 1
+        assert {c.decoder for c in own} == {"deep_poisson" if deep else "softmax"}
+
+
+def test_records_are_made_once_and_hold_both_perplexities(root, small, tmp_path, monkeypatch):
+    output, run_dir = tmp_path / "records.jsonl", tmp_path / "runs"
+    arguments = (str(root), (0,), output, run_dir)
+    shown = table2.run(*arguments, corpus="20news", row=ROW)
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    monkeypatch.setattr(Trainer, "update", lambda *_, **__: pytest.fail("trained again"))
+    assert table2.run(*arguments, corpus="20news", row=ROW) == shown
+    assert len(output.read_text().splitlines()) == len(records)
+
+    config: Config = next(c for c in cells("20news", str(root), (0,)) if c.row == ROW).config
+    dataset = load_data(config)
+    folder = next((run_dir / "20news").iterdir())
+    networks = load_model(folder, config, WORDS)
+    suite = Suite(estimators=("elbo",), samples=5)
+    elbo, iw = measure_all(networks, dataset.test.batch(torch.arange(TEST)), suite)
+    for finding, name in ((elbo, "elbo(5)"), (iw, "s_elbo(5)")):
+        assert finding.per_image is not None
+        expected = perplexity(finding.per_image, dataset.test.lengths)
+        found = {r["metric"]: r for r in records if (r["estimator"], r["n"]) == (name, TEST)}
+        assert found["perplexity_corpus"]["value"] == pytest.approx(expected.corpus)
+        one = found["perplexity_per_document"]
+        assert one["value"] == pytest.approx(expected.per_document)
+        assert one["stderr"] == pytest.approx(expected.per_document_error)
+    few = {r["estimator"] for r in records if r["n"] == 4 and "perplexity" in r["metric"]}
+    assert few == {"elbo(5)", "s_elbo(5)", "ais(3x2)"}
+    assert len(evenly_spaced(TEST, 4)) == 4
+
+
+def test_table_holds_what_was_measured_and_says_what_was_not(root, small, tmp_path):
+    output = tmp_path / "records.jsonl"
+    table2.run(str(root), (0,), output, tmp_path / "runs", corpus="20news", row=ROW)
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    shown = draw(records, (0,), 4)
+    line = next(each for each in shown.splitlines() if each.startswith(f"| {ROW}"))
+    cells_of = [cell.strip() for cell in line.split("|")[2:-1]]
+    iw = next(
+        r["value"]
+        for r in records
+        if (r["estimator"], r["metric"], r["n"]) == ("s_elbo(5)", "perplexity_per_document", TEST)
+    )
+    assert cells_of[:2] == ["837, 829", f"{iw:,.0f}"]
+    assert cells_of[-1] == "4"
+    assert "Not measured yet." in shown  # the other corpus
+    limit = 0.9 * next(r["value"] for r in records if r["method"] == "unigram")
+    verdict = "yes" if iw <= limit else "**no**"
+    assert f"| {iw:,.1f} | {limit:,.1f} | {verdict}" in " ".join(shown.split())
+
+
+def test_impossible_minutes_are_named(tmp_path):
+    for name in ("minutes", "slice_minutes"):
+        with pytest.raises(ValueError, match=f"^{name} must be positive, got -1"):
+            table2.run(None, (0,), tmp_path / "r.jsonl", tmp_path, **{name: -1.0})
