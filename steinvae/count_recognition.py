@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+
 from steinvae.count_trunk import CountTrunk
 from steinvae.recognition import (
     FlowEncoder,

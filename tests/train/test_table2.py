@@ -1,4 +1,4 @@
-"""Table 2: cells as they are meant, records once, perplexities by hand, and a table from records."""
+"""Table 2: cells as they are meant, records once, both perplexities, and a table from records."""
 
 from __future__ import annotations
 
