@@ -61,9 +61,13 @@ def _slices(count: int, size: int) -> list[slice]:
 def jacobian_log_density(
     encoder: StochasticEncoder, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S e"]
 ) -> Float[Tensor, "B S"]:
-    """log N(xi) - log |det df/dxi|, in chunks of images and samples: Jacobians stay small."""
+    """log N(xi) - log |det df/dxi|, in chunks of images and samples: Jacobians stay small.
+
+    An encoder whose determinant is a product makes no Jacobian, only its codes.
+    """
     widest = max((parameter.shape[0] for parameter in encoder.parameters()), default=1)
-    at_once = max(1, NUMBERS_AT_ONCE // (encoder.codes * max(widest, encoder.codes)))
+    columns = 1 if encoder.orientation_known else max(widest, encoder.codes)
+    at_once = max(1, NUMBERS_AT_ONCE // (encoder.codes * columns))
     found = []
     for rows in _slices(len(pixels), at_once):
         own = noise if len(noise) == 1 else noise[rows]

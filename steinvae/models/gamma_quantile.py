@@ -36,13 +36,14 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, coefficients: Tensor) -> Tensor:
-        """(...), (intervals, 4) -> (...)."""
+        """(...), (4, intervals) -> (...)."""
         position = (u.detach() + _REACH) / _STEP
-        interval = position.floor().clamp_(0, len(coefficients) - 1)
+        interval = position.floor().clamp_(0, coefficients.shape[1] - 1)
         ahead = position.sub_(interval)
         within = ahead.clamp(0, 1)
-        rows = coefficients.index_select(0, interval.long().flatten())
-        constant, slope, square, cube = (c.view(u.shape) for c in rows.T.contiguous())
+        index = interval.long().flatten()
+        columns = (column.index_select(0, index).view(u.shape) for column in coefficients)
+        constant, slope, square, cube = columns
         twice = square + within * cube
         value = constant + within * (slope + within * twice)
         slope = slope + within * (2 * twice + within * cube)
@@ -59,7 +60,7 @@ class _Lookup(torch.autograd.Function):
 
 @lru_cache(maxsize=16)
 def _table(shape: float) -> Tensor:
-    """Coefficients of the cubics in the place within an interval, (intervals, 4) float64."""
+    """Coefficients of the cubics in the place within an interval, (4, intervals) float64."""
     if not 0.05 <= shape <= 100:
         raise ValueError(f"log_gamma_quantile: shape must be between 0.05 and 100, got {shape}")
     from scipy.special import gammainccinv, gammaincinv, gammaln, log_ndtr, ndtr
@@ -75,5 +76,5 @@ def _table(shape: float) -> Tensor:
     value = log_raw - log(shape)
     rise = np.diff(value)
     left, right = slope[:-1], slope[1:]
-    table = np.stack([value[:-1], left, 3 * rise - 2 * left - right, left + right - 2 * rise], 1)
+    table = np.stack([value[:-1], left, 3 * rise - 2 * left - right, left + right - 2 * rise])
     return torch.from_numpy(table)
