@@ -115,6 +115,11 @@ def make_plan(config: Config) -> Plan:
     model, method, settings = config.model, config.method, config.trainer
     if config.data.name not in PIXELS:
         raise ValueError(f"--plan: data.name must be one of {sorted(PIXELS)}; others are not read")
+    if config.decoder == "deep_poisson":
+        raise ValueError(
+            "--plan: model.decoder must be bernoulli or softmax, got 'deep_poisson', whose work "
+            "goes with the words that documents have"
+        )
     pixels, images = PIXELS[config.data.name], settings.batch_size
     kind = method.encoder_kind(model)
     between = () if config.data.name in COUNTS else tuple(reversed(model.hidden))

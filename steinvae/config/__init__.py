@@ -72,6 +72,9 @@ class Config:
     def _check_decoder(self) -> None:
         fitting = f"{' or '.join(self._fitting)} for data.name {self.data.name}"
         require(self.decoder in self._fitting, "model.decoder", fitting, self.decoder)
+        blind = self.method.is_stein and self.model.encoder == "layered"
+        seen = "gaussian or flow: kernels of blocks do not see how one block depends on another"
+        require(not blind, "model.encoder", seen, self.model.encoder)
 
     def _check_density(self) -> None:
         """An encoder that folds has no density."""

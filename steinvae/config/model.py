@@ -32,9 +32,9 @@ class ModelConfig:
     """Shape a of the gamma variables of deep_poisson: the smaller, the fewer units in use."""
 
     encoder: Literal["flow", "residual", "concat", "gaussian", "triangular", "layered"] = "flow"
-    """Form of z = f(x, xi) for Stein methods and flow_elbo; flow is injective in xi, so is layered,
-    which draws the codes of deep_poisson layer by layer; gaussian and triangular (any covariance)
-    are affine in it. The other methods use the Gaussian part, planar_flow with layers of its own."""
+    """Form of z = f(x, xi) for Stein methods and flow_elbo. flow is injective in xi; gaussian and
+    triangular (any covariance) are affine in it; layered draws the codes of deep_poisson layer by
+    layer (flow_elbo only). The other methods use the Gaussian part, planar_flow its own layers."""
 
     flow_blocks: int = 1
     """Blocks of the flow encoder; each stretches at most 1.9 times, and far modes need several."""

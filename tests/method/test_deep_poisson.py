@@ -19,7 +19,7 @@ from steinvae.recognition import standard_normal
 LAYERS, WORDS = (4, 3, 2), 7
 
 
-def some_networks(encoder: str = "layered", method: str = "stein_vae") -> Networks:
+def some_networks(encoder: str = "layered") -> Networks:
     config = Config(
         data=DataConfig(name="nyt"),
         model=ModelConfig(
@@ -29,7 +29,7 @@ def some_networks(encoder: str = "layered", method: str = "stein_vae") -> Networ
             hidden=(6,),
             encoder=encoder,  # type: ignore[arg-type]
         ),
-        method=MethodConfig(name=method, theta_particles=2),  # type: ignore[arg-type]
+        method=MethodConfig(name="flow_elbo"),
     )
     return build_networks(config, WORDS, "cpu")
 

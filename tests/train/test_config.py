@@ -38,6 +38,14 @@ WRONG = [
     ("model", {"hidden": (64, 0)}, "model.hidden"),
     ("model", {"flow_blocks": 0}, "model.flow_blocks"),
     ("model", {"planar_layers": 0}, "model.planar_layers"),
+    ("model", {"decoder": "deep_poisson"}, "model.layers"),
+    ("model", {"layers": (3, 2), "codes": 5}, "model.layers"),
+    ("model", {"decoder": "deep_poisson", "layers": (3, 0), "codes": 3}, "model.layers"),
+    ("model", {"decoder": "deep_poisson", "layers": (3, 2), "codes": 4}, "model.codes"),
+    ("model", {"encoder": "layered"}, "model.encoder"),
+    ("model", {"gamma_shape": 0.01}, "model.gamma_shape"),
+    ("method", {"kernel_block": -1}, "method.kernel_block"),
+    ("optimizer", {"encoder_factor": 0.0}, "optimizer.encoder_factor"),
     ("method", {"importance_samples": 0}, "method.importance_samples"),
     ("method", {"name": "flow_elbo", "weights": "z"}, "method.weights"),
     ("method", {"name": "vae_weighted_decoder", "weights": "both"}, "method.weights"),
@@ -125,6 +133,32 @@ def test_exact_density_of_an_encoder_that_folds_is_refused(encoder):
         ValueError, match=r"model\.encoder must be flow, gaussian or triangular.*flow_elbo"
     ):
         Config(model=model, method=MethodConfig(name="flow_elbo"))
+
+
+def test_decoder_fits_the_data():
+    assert Config().decoder == "bernoulli"
+    assert Config(data=DataConfig(name="nyt")).decoder == "softmax"
+    for data, decoder in (("digits", "softmax"), ("nyt", "bernoulli")):
+        with pytest.raises(ValueError, match=rf"model\.decoder must be .*{data}, got '{decoder}'"):
+            Config(data=DataConfig(name=data), model=ModelConfig(decoder=decoder))  # type: ignore[arg-type]
+
+
+def test_an_encoder_that_kernels_cannot_judge_is_refused():
+    deep = load_preset("text_deep")
+    model = dataclasses.replace(deep.model, encoder="layered")
+    with pytest.raises(ValueError, match=r"model\.encoder must be gaussian or flow"):
+        dataclasses.replace(deep, model=model)
+    own = dataclasses.replace(deep.method, name="flow_elbo")
+    assert (
+        dataclasses.replace(deep, model=model, method=own).method.encoder_kind(model) == "layered"
+    )
+
+
+def test_a_folding_encoder_is_no_proposal():
+    evaluation = EvaluationConfig(proposal="encoder")
+    with pytest.raises(ValueError, match=r"evaluation\.proposal must be fitted"):
+        Config(model=ModelConfig(encoder="residual"), evaluation=evaluation)
+    Config(evaluation=evaluation)
 
 
 def test_codes_and_decoders_are_counted_in_groups():

@@ -100,6 +100,11 @@ def test_printed_recipe_costs_what_it_costs():
     assert "32,000,000 (" in plan.report()
 
 
+def test_work_that_depends_on_the_documents_is_refused():
+    with pytest.raises(ValueError, match=r"model\.decoder must be bernoulli or softmax"):
+        make_plan(load_preset("text_deep"))
+
+
 def test_command_prints_the_plan_and_trains_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert train.main(["--preset", "paper", "--plan"]) == 0
