@@ -41,7 +41,7 @@ def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--corpus", choices=tuple(CORPORA), help="one alone; default both")
     add("--row", choices=tuple(ROWS), help="one alone; default all")
-    add("--minutes", type=float, help="processor minutes of a run (default 5; nyt 2)")
+    add("--minutes", type=float, help="processor minutes of a run (default 3; nyt 1.5)")
     add("--slice_minutes", type=float, help="stop then, to be continued")
 
 
