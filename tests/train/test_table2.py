@@ -114,6 +114,8 @@ def test_table_holds_what_was_measured_and_says_what_was_not(root, small, tmp_pa
 
 
 def test_impossible_minutes_are_named(tmp_path):
-    for name in ("minutes", "slice_minutes"):
-        with pytest.raises(ValueError, match=f"^{name} must be positive, got -1"):
-            table2.run(None, (0,), tmp_path / "r.jsonl", tmp_path, **{name: -1.0})
+    arguments = (None, (0,), tmp_path / "r.jsonl", tmp_path)
+    with pytest.raises(ValueError, match=r"^minutes must be positive, got -1"):
+        table2.run(*arguments, minutes=-1.0)
+    with pytest.raises(ValueError, match=r"^slice_minutes must be positive, got 0"):
+        table2.run(*arguments, slice_minutes=0.0)
