@@ -73,3 +73,24 @@ def test_a_bad_line_ends_the_command_with_its_number(root, capsys):
     assert main([*settings, *SMALL, *skip, "--run_dir", str(root / "run")]) == 0
     result = json.loads((root / "run" / "result.json").read_text())
     assert result["skipped_lines"] == {"a word outside the vocabulary": 1}
+
+
+def test_a_deep_run_reports_topics_of_every_layer(root):
+    run_dir = root / "run"
+    deep = [
+        *("--model.decoder", "deep_poisson", "--model.layers", "[4,3]", "--model.codes", "7"),
+        *("--model.encoder", "gaussian", "--method.name", "stein_viwae", "--method.log_q", "jac"),
+        *("--method.kernel_block", "2", "--evaluation.proposal", "encoder"),
+    ]
+    data = ["--data.name", "bag_of_words", "--data.root", str(root), "--trainer.baseline", "none"]
+    settings = [item for item in SMALL if item != "2"]  # model.codes comes from `deep`
+    settings.remove("--model.codes")
+    assert main([*data, *settings, *deep, "--run_dir", str(run_dir)]) == 0
+    result = json.loads((run_dir / "result.json").read_text())
+    assert result["nll"]["estimator"] == "s_elbo(30)"
+    assert result["perplexity"]["corpus"] < 0.8 * result["perplexity_unigram"]["corpus"]
+    assert [topic["layer"] for topic in result["topics"]] == [1] * 4 + [2] * 3
+    report = (run_dir / "report.md").read_text()
+    assert "Layer 1: 4 units" in report
+    assert "Layer 2: 3 units" in report
+    assert "by its own density" in report
