@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steinvae.density.likelihood import Treatment, over_decoders
+from steinvae.density.likelihood import Treatment, over_decoders, prepared
 from steinvae.networks import Networks
 
 LogLikelihood = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -50,7 +50,7 @@ def posterior_likelihood(
 ) -> LogLikelihood:
     """log L(z) = log p(x_b | z), the decoders counted by `theta`; the gradient by autograd."""
     with torch.no_grad():  # no gradient in theta, or its products would cost half as much again
-        leaves = networks.theta.leaves()
+        leaves = prepared(networks)
 
     def evaluate(codes: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():

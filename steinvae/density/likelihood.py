@@ -45,13 +45,20 @@ def log_likelihood(
     networks: Networks, codes: Float[Tensor, "B n d"], pixels: Float[Tensor, "B X"]
 ) -> Float[Tensor, "M B n"]:
     """log p(x_b | z_bs, theta_m), in chunks of codes of about LOGITS_AT_ONCE logits."""
-    leaves = networks.theta.leaves()
+    leaves = prepared(networks)
     chunk = max(1, LOGITS_AT_ONCE // (networks.theta.particles * pixels.numel()))
     parts = [
         networks.model.log_likelihood(leaves, part[None], pixels)
         for part in codes.split(chunk, dim=1)
     ]
     return torch.cat(parts, dim=2)
+
+
+def prepared(networks: Networks) -> dict[str, Tensor]:
+    """The decoders' parameters, with what a model with `prepare` derives from them alone."""
+    leaves = networks.theta.leaves()
+    prepare = getattr(networks.model, "prepare", None)
+    return leaves if prepare is None else prepare(leaves)
 
 
 def over_decoders(each: Float[Tensor, "M B n"], theta: Treatment) -> Float[Tensor, "B n"]:

@@ -35,6 +35,7 @@ _START = 0.5
 """Weights start in the middle half of their prior; from the whole of it, as from units that are
 nearly alike, topics form later."""
 
+_PREPARED = "log W_0"
 _BUCKETS = 8
 """Documents are padded to the longest of their bucket, of neighbours by number of words."""
 
@@ -58,8 +59,14 @@ class DeepPoisson:
             *between,
         )
 
+    def prepare(self, theta: dict[str, Tensor]) -> dict[str, Tensor]:
+        """theta with log W_0 beside it, for many evaluations under the same parameters."""
+        return {**theta, _PREPARED: self.log_word_weights(theta)}
+
     def log_word_weights(self, theta: dict[str, Tensor]) -> Float[Tensor, "M K V"]:
         """log W_0 of the units next to the words."""
+        if _PREPARED in theta:
+            return theta[_PREPARED]
         own = log_gamma_quantile(theta["words"], self.weight_shape)
         return own + _BASE_SCALE * theta["base"]
 

@@ -10,6 +10,7 @@ from torch.distributions import Multinomial
 
 from steinvae.config import Config, DataConfig, MethodConfig, ModelConfig
 from steinvae.density import encoder_bounds, iw_g
+from steinvae.density.likelihood import prepared
 from steinvae.models.deep_poisson import DeepPoisson
 from steinvae.models.gamma_quantile import log_gamma_quantile
 from steinvae.networks import Networks, build_networks
@@ -130,6 +131,15 @@ def test_normal_codes_have_the_law_of_the_layers_of_gammas():
     jacobian = torch.autograd.functional.jacobian(every, codes)
     found = log_p + torch.linalg.slogdet(jacobian).logabsdet  # type: ignore[arg-type]
     assert float(found) == pytest.approx(float(standard_normal(codes)), abs=1e-4)
+
+
+def test_prepared_parameters_give_the_same_likelihood():
+    networks = some_networks()
+    leaves = networks.theta.leaves()
+    codes, counts = torch.randn(1, 2, 3, 9), torch.ones(2, WORDS)
+    plain = networks.model.log_likelihood(leaves, codes, counts)
+    assert prepared(networks).keys() > leaves.keys()
+    assert torch.equal(networks.model.log_likelihood(prepared(networks), codes, counts), plain)
 
 
 def test_documents_do_not_depend_on_their_company():
