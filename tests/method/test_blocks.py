@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stein_kernels import svgd_direction
+from stein_kernels import rbf_gram, svgd_direction
 from steinvae.blocks import cut_blocks, runs
-from steinvae.stein import code_bandwidth, code_direction
+from steinvae.stein import code_bandwidth, code_direction, normalised_direction
 
 BLOCKS = (3, 3, 1, 4)
 
@@ -47,6 +47,16 @@ def test_every_block_has_the_direction_of_its_own_codes_alone(weighted, bandwidt
         code_direction(c.contiguous(), g, bandwidth=code_bandwidth(c, h, factor), **options)
         for c, g in parts
     ]
+    assert torch.allclose(found, torch.cat(alone, -1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("bandwidth", ["liu_wang", "tensor"])
+def test_every_block_is_normalised_by_its_own_kernel(bandwidth):
+    codes, direction, _ = some_codes()
+    h = torch.rand(5, dtype=torch.float64) + 0.5 if bandwidth == "tensor" else bandwidth
+    found = normalised_direction(direction, codes, h, blocks=BLOCKS)
+    parts = zip(direction.split(BLOCKS, -1), codes.split(BLOCKS, -1), strict=True)
+    alone = [phi / rbf_gram(z.contiguous(), bandwidth=h).mean(-1, keepdim=True) for phi, z in parts]
     assert torch.allclose(found, torch.cat(alone, -1), rtol=1e-12)
 
 
