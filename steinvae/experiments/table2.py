@@ -31,7 +31,9 @@ SUBSET = 100
 ALL_FITTED = Suite(estimators=("iw_g",), samples=100)
 ALL_OWN = Suite(estimators=("elbo",), samples=100)
 ON_SUBSET = Suite(
-    estimators=("elbo", "ais"), samples=100, annealing=Annealing(temperatures=200, chains=4)
+    estimators=("elbo", "ais", "units"),
+    samples=100,
+    annealing=Annealing(temperatures=200, chains=4),
 )
 """A flow's density takes a determinant a sample, so its ELBO is measured on the subset alone."""
 

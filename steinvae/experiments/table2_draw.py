@@ -79,8 +79,9 @@ def _estimates(cell: Cell, records: Sequence[Record], subset: int) -> dict[str, 
             for metric, record in of(cell, own, estimator, any_steps=True).items():
                 if name and metric in (PER_DOCUMENT, CORPUS):
                     found[f"{name}{suffix}, {metric}"] = record["value"]
-    for metric, record in of(cell, records, "training", any_steps=True).items():
-        found |= {metric: record["value"], "steps": record["setting"]["steps"]}
+    for estimator in ("training", "units(64)"):
+        for metric, record in of(cell, records, estimator, any_steps=True).items():
+            found |= {metric: record["value"], "steps": record["setting"]["steps"]}
     return found
 
 
@@ -92,6 +93,7 @@ COLUMNS = {
     "subset ELBO": f"ELBO of the subset, {PER_DOCUMENT}",
     "subset IW": f"IW of the subset, {PER_DOCUMENT}",
     "subset AIS": f"AIS of the subset, {PER_DOCUMENT}",
+    "active units": "active_units",
     "parameters": "parameters",
     "cpu s": "cpu_seconds",
     "steps": "steps",
@@ -105,7 +107,7 @@ def _table(
     subset: int,
 ) -> str:
     one = f"{unigram[PER_DOCUMENT]['value']:,.0f}", f"{unigram[CORPUS]['value']:,.0f}"
-    rows = [["unigram, add one", "-", one[0], one[0], one[1], one[1], *["-"] * 6]]
+    rows = [["unigram, add one", "-", one[0], one[0], one[1], one[1], *["-"] * 7]]
     for row, found in measured.items():
         values = [_mean([each[key] for each in found if key in each]) for key in COLUMNS.values()]
         rows.append([row, PAPER[corpus].get(row, "-"), *values])
@@ -115,6 +117,7 @@ def _table(
         f"documents, or a subset of {subset} evenly spaced ones, whose three columns compare with "
         "each other. IW: importance-weighted bound of 100 samples, from the encoder's own density "
         "or from a Gaussian fitted to its codes; every number is an upper bound in expectation. "
+        "Active units: codes whose mean varies over the subset. "
         f"± over documents of the per-document numbers: {unigram[PER_DOCUMENT]['stderr']:.1f} "
         "(unigram), shared by the rows. One seed."
     )
