@@ -26,9 +26,13 @@ import torch
 from numpy.typing import NDArray
 
 from steinvae._atomic import replacing
+from steinvae.data.documents import Documents
 
 _TOKENS_AT_ONCE = 2**14
 """Their weights over 128 topics are 8 MB in float32, which a cache holds."""
+
+TRACE_EVERY = 10
+"""Sweeps between two values of the log joint density, which cost two thirds of a sweep each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +64,17 @@ class Tokens:
             np.repeat(documents, times).astype(np.int64),
             np.repeat(words, times).astype(np.int64),
             (int(rows), int(columns)),
+        )
+
+    @classmethod
+    def of_documents(cls, documents: Documents) -> Tokens:
+        """From a split of a bag-of-words data set, whose counts its reader has checked."""
+        rows, words, counts = documents.entries(torch.arange(len(documents)))
+        times = counts.long()
+        return cls(
+            rows.repeat_interleave(times).numpy(),
+            words.repeat_interleave(times).numpy(),
+            (len(documents), documents.features),
         )
 
     def copies(self, count: int) -> Tokens:
@@ -107,7 +122,13 @@ class Chain:
     """Sweeps done."""
 
     trace: list[float] = field(default_factory=list)
-    """log p(x, z, theta) after each sweep that learns topics, nats."""
+    """log p(x, z, theta) after every 10th sweep of `learn_topics`, nats."""
+
+    total: NDArray[np.float64] | None = None
+    """(V, P): the sum of the draws of theta that `learn_topics` averages so far."""
+
+    averaged: int = 0
+    """How many draws that are."""
 
     @classmethod
     def start(
@@ -137,6 +158,8 @@ class Chain:
                 rng=state,
                 sweeps=self.sweeps,
                 trace=np.array(self.trace),
+                total=np.empty(0) if self.total is None else self.total,
+                averaged=self.averaged,
             )
 
     @classmethod
@@ -146,7 +169,13 @@ class Chain:
             rng = np.random.default_rng()
             rng.bit_generator.state = json.loads(saved["rng"].tobytes())
             return cls(
-                saved["scores"], saved["topics"], rng, int(saved["sweeps"]), saved["trace"].tolist()
+                saved["scores"],
+                saved["topics"],
+                rng,
+                int(saved["sweeps"]),
+                saved["trace"].tolist(),
+                saved["total"] if saved["averaged"] else None,
+                int(saved["averaged"]),
             )
 
 
@@ -156,7 +185,6 @@ def sweep(chain: Chain, tokens: Tokens, prior: Prior, *, learn_topics: bool) -> 
     chain.scores = chain.rng.standard_gamma(prior.shape + by_document) / (prior.rate + 1)
     if learn_topics:
         chain.topics = _dirichlet(prior.concentration + by_word.astype(np.float64), chain.rng)
-        chain.trace.append(log_joint(chain, tokens, prior))
     chain.sweeps += 1
 
 
@@ -200,19 +228,22 @@ def learn_topics(
     """Sweep until `sweeps` are done; theta averaged over the last `average` of them, (V, P).
 
     The average estimates the posterior mean within the mode the chain is in, which has less noise
-    than any one draw. A chain whose checkpoint is past sweeps - average starts its average there.
+    than any one draw. It is part of the checkpoint, and a chain that continues gives it bit for
+    bit; one that is past sweeps - average without having been told to average starts it there.
     """
-    total, count = np.zeros_like(chain.topics), 0
     while chain.sweeps < sweeps:
         sweep(chain, tokens, prior, learn_topics=True)
         if chain.sweeps > sweeps - average:
-            total, count = total + chain.topics, count + 1
+            chain.total = chain.topics + (0 if chain.total is None else chain.total)
+            chain.averaged += 1
+        if chain.sweeps % TRACE_EVERY == 0:
+            chain.trace.append(log_joint(chain, tokens, prior))
         last = chain.sweeps == sweeps
         if checkpoint is not None and (last or chain.sweeps % checkpoint_every == 0):
             chain.save(checkpoint)
         if progress is not None:
             progress(chain)
-    return total / count if count else chain.topics
+    return chain.topics if chain.total is None else chain.total / chain.averaged
 
 
 def posterior_draws(

@@ -17,6 +17,7 @@ from types import ModuleType
 DESCRIPTION = "Reproduce a table or a figure: train every cell, keep its records, print the table."
 EXPERIMENTS = (
     "figure1",
+    "figure2",
     "mnist_small",
     "poisson_small",
     "stein_direction",

@@ -23,9 +23,15 @@ class Score(NamedTuple):
 
 
 def encoder_config(
-    folder: Path, *, seed: int, steps: int, method: MethodConfig, images: int
+    folder: Path,
+    *,
+    seed: int,
+    steps: int,
+    method: MethodConfig,
+    images: int,
+    learning_rate: float = 2e-3,
 ) -> Config:
-    """Adam 2e-3 with a cosine, 64 points a step; the NLL of `images` points with 500 samples.
+    """Adam with a cosine, 64 points a step; the NLL of `images` points with 500 samples.
 
     There is no best step to look for: the evidence does not depend on the encoder.
     """
@@ -34,7 +40,7 @@ def encoder_config(
         seed=seed,
         resume="auto",
         method=method,
-        optimizer=OptimizerConfig(learning_rate=2e-3, decay_steps=steps),
+        optimizer=OptimizerConfig(learning_rate=learning_rate, decay_steps=steps),
         trainer=TrainerConfig(
             max_steps=steps,
             batch_size=64,

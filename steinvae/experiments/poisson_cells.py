@@ -1,32 +1,41 @@
-"""The training runs of Poisson factor analysis: topics known, an encoder alone, simulated text."""
+"""The training runs of Poisson factor analysis: topics known, an encoder alone."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from steinvae.config import Config, MethodConfig
-from steinvae.data import Dataset, step_generator
-from steinvae.data.synthetic import Vectors, drawn
+from steinvae.data import step_generator
 from steinvae.experiments.cells import slug
 from steinvae.experiments.known_posterior import encoder_config
+from steinvae.gibbs import Prior
 from steinvae.models.poisson_factor import PoissonFactor, Positivity
 from steinvae.networks import Networks
 from steinvae.recognition import GaussianEncoder, make_encoder
 
-TOPICS, WORDS = 20, 200
-LENGTH = 100
-"""Expected tokens of a document."""
-
-CONCENTRATION = 0.05
-TRAINING, VALIDATION, TEST = 4_000, 64, 50
 HIDDEN = (100,)
 LAYERS = 10  # of the planar flow
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Known:
+    """What the posteriors of an experiment are conditioned on."""
+
+    topics: Tensor
+    """theta, (V, P) float64."""
+
+    prior: Prior
+    test: Tensor
+    """(B, P) counts of the documents whose posteriors are compared."""
+
+    def model(self, positivity: Positivity = "log") -> PoissonFactor:
+        """The generative model on one of the maps from codes to scores."""
+        return PoissonFactor(self.topics, self.prior.shape, self.prior.rate, positivity)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,22 +47,19 @@ class PoissonCell:
     encoder: str = "flow"
     self_term: str = "leave_one_out"
     positivity: Positivity = "log"
-    shape: float = 1.0
-    """a of z ~ Gamma(a, b)."""
-
     particles: int = 20
     """Codes a document and step."""
 
     steps: int = 2_500
+    learning_rate: float = 2e-3
     seed: int = 0
 
-    @property
-    def folder(self) -> str:
-        """Name of the run folder."""
-        return f"a-{self.shape:g}-{slug(self.row)}-{self.seed}"
+    def folder(self, shape: float) -> str:
+        """Name of the run folder, for z ~ Gamma(shape, b)."""
+        return f"a-{shape:g}-{slug(self.row)}-{self.seed}"
 
-    def config(self, run_dir: Path) -> Config:
-        """Adam 2e-3 with a cosine, 64 documents a step."""
+    def config(self, folder: Path, images: int) -> Config:
+        """Adam with a cosine, 64 documents a step; the NLL of `images` test documents."""
         method = MethodConfig(
             name=self.method,  # type: ignore[arg-type]
             self_term=self.self_term,  # type: ignore[arg-type]
@@ -63,15 +69,18 @@ class PoissonCell:
             theta_particles=1,
             fixed_theta=True,
         )
-        folder = run_dir / self.folder
-        return encoder_config(folder, seed=self.seed, steps=self.steps, method=method, images=TEST)
+        return encoder_config(
+            folder,
+            seed=self.seed,
+            steps=self.steps,
+            method=method,
+            images=images,
+            learning_rate=self.learning_rate,
+        )
 
-    def setting(self) -> dict[str, Any]:
-        """What decides the numbers, flat."""
-        setting: dict[str, Any] = {
-            "topics": TOPICS,
-            "words": WORDS,
-            "shape": self.shape,
+    def setting(self, common: Mapping[str, Any]) -> dict[str, Any]:
+        """What decides the numbers, flat; `common` is what the cells of an experiment share."""
+        setting = dict(common) | {
             "positivity": self.positivity,
             "encoder": self.encoder,
             "code_particles": self.particles,
@@ -79,30 +88,18 @@ class PoissonCell:
         }
         if self.method == "stein_vae":
             setting["self_term"] = self.self_term
+        if self.learning_rate != PoissonCell.learning_rate:
+            setting["learning_rate"] = self.learning_rate
         return setting
 
 
-def simulated(shape: float, positivity: Positivity = "log") -> PoissonFactor:
-    """Topics ~ Dir(0.05) in float64, the same for all runs; b = V a / expected length."""
-    gammas = np.random.default_rng(0).standard_gamma(CONCENTRATION, (TOPICS, WORDS))
-    rows = torch.from_numpy(gammas / gammas.sum(-1, keepdims=True))
-    return PoissonFactor(rows, shape, TOPICS * shape / LENGTH, positivity)
-
-
-def documents(shape: float) -> Dataset[Vectors]:
-    """4,000 documents to train on and 50 to test, the same for all runs."""
-    source = simulated(shape)
-    sizes = {"train": TRAINING, "validation": VALIDATION, "test": TEST}
-    return drawn("simulated documents", source, **sizes)
-
-
-def build(cell: PoissonCell) -> Networks:
+def build(cell: PoissonCell, known: Known) -> Networks:
     """Networks of a cell: one hidden layer of 100, as in section 5.1, on root counts."""
-    model = simulated(cell.shape, cell.positivity)
+    model = known.model(cell.positivity)
+    topics, words = known.topics.shape
     draws = step_generator(cell.seed, 0, "encoder")
-    encoder = make_encoder(
-        cell.encoder, WORDS, HIDDEN, TOPICS, draws, LAYERS if cell.encoder == "planar" else 1
-    )
+    depth = LAYERS if cell.encoder == "planar" else 1
+    encoder = make_encoder(cell.encoder, words, HIDDEN, topics, draws, depth)
     if not isinstance(encoder, GaussianEncoder):
         raise TypeError(f"build: {cell.encoder} has no features to take root counts")
     encoder.trunk = nn.Sequential(RootCounts(), encoder.trunk)  # type: ignore[assignment]

@@ -8,16 +8,18 @@ Shapes: B documents, n draws, V topics.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import importlib
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steinvae.data import step_generator
 from steinvae.experiments.known_posterior import Score
-from steinvae.gibbs import Prior, Tokens, posterior_draws
+from steinvae.experiments.poisson_cells import Known
+from steinvae.gibbs import Tokens, posterior_draws
 from steinvae.models.poisson_factor import PoissonFactor
 from steinvae.networks import Networks
 from steinvae.two_sample import mmd2
@@ -27,37 +29,61 @@ METRICS = ("w1_over_sd", "sd_ratio", "mmd2")
 
 
 AGAINST = "against the first half of the Gibbs chains"
+RHAT = "largest rank-normalised split R-hat of the topics with mass"
+ESS = "smallest bulk effective sample size of the topics with mass"
 
 
 class Truth(NamedTuple):
-    """Gibbs draws of z in two halves that share no chain, each (B, n, V) float64."""
+    """Gibbs draws of z."""
 
-    first: Tensor
-    second: Tensor
-    rhat: Tensor
-    """(B, V)."""
+    chains: Float[Tensor, "C D B V"]
+    """D draws of each of C chains, float64."""
+
+    @property
+    def first(self) -> Float[Tensor, "B n V"]:
+        """Half of the chains: what encoders are compared with."""
+        return self._half(0)
+
+    @property
+    def second(self) -> Float[Tensor, "B n V"]:
+        """The other half, which shares no chain with the first: the floor."""
+        return self._half(1)
+
+    def _half(self, which: int) -> Tensor:
+        return self.chains.chunk(2)[which].flatten(0, 1).transpose(0, 1)
 
 
-def ground_truth(model: PoissonFactor, counts: Tensor, *, seed: int = 0) -> Truth:
+def ground_truth(known: Known, *, seed: int = 0) -> Truth:
     """Posterior draws as the paper's: 2,000 burn-in, every 10th of 2,500; four chains."""
-    prior = Prior(shape=model.shape, rate=model.rate)
-    tokens = Tokens.of(counts.numpy())
-    draws = posterior_draws(tokens, model.topics.double().numpy(), prior, seed=seed, chains=CHAINS)
-    chains = torch.from_numpy(draws.astype(np.float64))  # (C, D, B, V)
-    halves = [half.flatten(0, 1).transpose(0, 1) for half in chains.chunk(2)]
-    return Truth(halves[0], halves[1], split_rhat(chains))
+    tokens, topics = Tokens.of(known.test.numpy()), known.topics.numpy()
+    draws = posterior_draws(tokens, topics, known.prior, seed=seed, chains=CHAINS)
+    return Truth(torch.from_numpy(draws.astype(np.float64)))
 
 
-def split_rhat(chains: Float[Tensor, "C D *B"]) -> Float[Tensor, "*B"]:
-    """Split R-hat: each chain in two, then sqrt of pooled over within variance.
+def diagnose(truth: Truth) -> list[Score]:
+    """R-hat and effective sample size of the Gibbs chains (Vehtari et al. 2021), by ArviZ.
 
-    Source: Gelman et al. 2013, Bayesian Data Analysis, section 11.4.
+    Errors: ImportError naming the extra.
     """
-    draws = chains.shape[1] // 2
-    parts = torch.cat([chains[:, :draws], chains[:, draws : 2 * draws]])
-    within = parts.var(1).mean(0)
-    between = parts.mean(1).var(0)
-    return (((draws - 1) / draws * within + between) / within).sqrt()
+    stats = chain_statistics()
+    held = truth.chains[:, :, has_mass(truth.first)].numpy()  # (C, D, pairs with mass)
+    axes = {"chain_axis": 0, "draw_axis": 1}
+    rhat, ess = stats.rhat(held, **axes), stats.ess(held, **axes)
+    return [
+        Score("rhat", RHAT, float(np.max(rhat)), None),
+        Score("ess", ESS, float(np.min(ess)), None),
+    ]
+
+
+def chain_statistics() -> Any:
+    """The module of arviz-stats that takes arrays; nothing else needs it."""
+    try:
+        return importlib.import_module("arviz_stats.base").array_stats
+    except ImportError as error:
+        raise ImportError(
+            "R-hat and effective sample sizes of Gibbs chains come from arviz-stats, which is not "
+            'installed (it needs Python 3.11): pip install "stein-kernels[mcmc]"'
+        ) from error
 
 
 @torch.no_grad()
@@ -71,18 +97,26 @@ def encoder_draws(networks: Networks, counts: Tensor, draws: int, seed: int) -> 
     return model.scores(networks.encoder(counts, noise).double())
 
 
+def has_mass(exact: Float[Tensor, "B n V"]) -> Bool[Tensor, "B V"]:
+    """Whether a topic holds at least one token of a document in the posterior mean."""
+    return exact.mean(1) >= 1
+
+
 def compare(draws: Float[Tensor, "B n V"], exact: Float[Tensor, "B n V"]) -> list[Score]:
     """All metrics; W1 and the ratio of standard deviations over the topics with mass.
 
-    A topic has mass in a document where its posterior mean is at least one token.
+    Means over documents of a document's mean over topics. A document in which no topic has mass,
+    one of a few words, has no say in those two.
     """
-    mass = (exact.mean(1) >= 1).double()
+    mass = has_mass(exact)
+    held = mass.any(-1)
     spread = exact.std(1)
     w1 = (draws.sort(1).values - exact.sort(1).values).abs().mean(1) / spread
     ratio = draws.std(1) / spread
+    weights = mass[held] / mass[held].sum(-1, keepdim=True)
     per_document = {
-        "w1_over_sd": (w1 * mass).sum(-1) / mass.sum(-1),
-        "sd_ratio": (ratio * mass).sum(-1) / mass.sum(-1),
+        "w1_over_sd": (w1[held] * weights).sum(-1),
+        "sd_ratio": (ratio[held] * weights).sum(-1),
         "mmd2": mmd2(draws, exact),
     }
     return [_mean(name, value) for name, value in per_document.items()]

@@ -30,6 +30,8 @@ Positivity = Literal["log", "softplus"]
 _LEFT_TAIL = -15.0
 """Below it log log(1 + e^u) = u - e^u/2 to 1e-13, and log1p(exp(u)) would soon underflow."""
 
+_DOCUMENTS_AT_ONCE = 8
+
 
 class PoissonFactor:
     """The generative model, theta known; a `GenerativeModel`, so that every method trains on it.
@@ -111,11 +113,11 @@ class PoissonFactor:
     ) -> Float[Tensor, "M B n"]:
         """log p(x_b | z(u_bs), theta_m), the factorials included."""
         scores = self.scores(codes).expand(len(topics), -1, -1, -1)
-        rates = scores @ topics[:, None]
-        seen = torch.xlogy(counts[:, None], rates).sum(-1) - (
-            scores @ topics.sum(-1)[:, None, :, None]
-        ).squeeze(-1)
-        return seen - torch.lgamma(counts + 1).sum(-1)[:, None]
+        expected = (scores @ topics.sum(-1)[:, None, :, None]).squeeze(-1)
+        seen = torch.stack(
+            [_seen(z, theta, counts) for z, theta in zip(scores, topics, strict=True)]
+        )
+        return seen - expected - torch.lgamma(counts + 1).sum(-1)[:, None]
 
     def log_joint(
         self, codes: Float[Tensor, "B n V"], counts: Float[Tensor, "B P"]
@@ -141,6 +143,26 @@ class PoissonFactor:
         means = self.scores(codes) @ theta["topics"]
         order = torch.arange(len(codes), device=codes.device)
         return means[order % len(means), order]
+
+
+def _seen(
+    scores: Float[Tensor, "B n V"], topics: Float[Tensor, "V P"], counts: Float[Tensor, "B P"]
+) -> Float[Tensor, "B n"]:
+    """sum_p x_p log(z theta)_p over the words that a document has.
+
+    Documents of like length go together, each group padded to the most words of one of its own. A
+    20 Newsgroups document has 66 of 2,000 words: with 50 codes an eighth of the dense product's
+    time.
+    """
+    words = (counts > 0).sum(-1)
+    order = words.argsort()
+    parts = []
+    for group in order.split(_DOCUMENTS_AT_ONCE):
+        times, present = counts[group].topk(max(1, int(words[group].max())), sorted=False)
+        loadings = topics.index_select(1, present.flatten()).unflatten(1, present.shape)
+        rates = scores[group] @ loadings.transpose(0, 1)
+        parts.append(torch.xlogy(times[:, None], rates).sum(-1))
+    return torch.cat(parts)[order.argsort()]
 
 
 def log_softplus(u: Tensor) -> Tensor:

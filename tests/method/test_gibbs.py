@@ -120,18 +120,40 @@ def test_every_token_goes_to_one_topic_and_never_to_one_of_weight_zero():
     assert by_word[0, 3] == 0
 
 
-def test_a_chain_continues_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("stop", [5, 17])
+def test_a_chain_continues_bit_for_bit(tmp_path, stop):
+    """Interrupted before the average starts, and within it."""
     tokens = Tokens.of(np.random.default_rng(0).poisson(1.0, (6, 5)))
     whole = Chain.start(tokens, PRIOR, 6, topics=3)
-    average = learn_topics(whole, tokens, PRIOR, sweeps=8, average=2)
-    first = Chain.start(tokens, PRIOR, 6, topics=3)
-    learn_topics(first, tokens, PRIOR, sweeps=5, average=2, checkpoint=tmp_path / "chain.npz")
-    second = Chain.load(tmp_path / "chain.npz")
-    again = learn_topics(second, tokens, PRIOR, sweeps=8, average=2)
-    assert second.sweeps == 8
+    average = learn_topics(whole, tokens, PRIOR, sweeps=20, average=6)
+    first, checkpoint = Chain.start(tokens, PRIOR, 6, topics=3), tmp_path / "chain.npz"
+
+    def interrupt(chain: Chain) -> None:
+        if chain.sweeps == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        learn_topics(
+            first,
+            tokens,
+            PRIOR,
+            sweeps=20,
+            average=6,
+            checkpoint=checkpoint,
+            checkpoint_every=1,
+            progress=interrupt,
+        )
+    second = Chain.load(checkpoint)
+    assert second.sweeps == stop
+    again = learn_topics(second, tokens, PRIOR, sweeps=20, average=6, checkpoint=checkpoint)
+    assert len(second.trace) == 2
     assert second.trace == whole.trace
     np.testing.assert_array_equal(again, average)
     np.testing.assert_array_equal(second.scores, whole.scores)
+    finished = Chain.load(checkpoint)
+    np.testing.assert_array_equal(
+        learn_topics(finished, tokens, PRIOR, sweeps=20, average=6), average
+    )
 
 
 def test_sparse_and_dense_counts_are_the_same_tokens():

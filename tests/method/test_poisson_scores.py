@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from steinvae.data.synthetic import Vectors
-from steinvae.experiments import poisson_cells, poisson_scores, poisson_small
-from steinvae.experiments.poisson_cells import PoissonCell, build, documents, simulated
-from steinvae.experiments.poisson_scores import compare, encoder_draws, split_rhat
+from steinvae.experiments import poisson_scores, poisson_small
+from steinvae.experiments.poisson_cells import PoissonCell, build
+from steinvae.experiments.poisson_scores import Truth, compare, diagnose, encoder_draws
+from steinvae.experiments.poisson_small import documents, simulated
+from steinvae.experiments.poisson_study import FLOOR
 from steinvae.recognition import GaussianEncoder
 
 
@@ -35,71 +39,88 @@ def test_a_shift_is_its_w1_and_a_stretch_its_sd_ratio():
     assert stretched["sd_ratio"] == pytest.approx(2)
 
 
-def test_split_rhat_of_chains_that_agree_and_that_do_not():
-    """Chains that differ by 2 sd have R-hat near sqrt(1 + B/W), here over 1.5."""
-    chains = torch.randn(4, 1_000, dtype=torch.float64)
-    assert split_rhat(chains).item() == pytest.approx(1, abs=0.01)
-    moved = chains + 2 * torch.tensor([[0.0], [0.0], [1.0], [1.0]])
-    assert split_rhat(moved).item() > 1.3
-    drifting = chains + torch.linspace(0, 3, 1_000, dtype=torch.float64)
-    assert split_rhat(drifting).item() > 1.1
+def test_documents_without_mass_have_no_say_in_topics():
+    exact = 5 + torch.randn(3, 400, 2, dtype=torch.float64)
+    exact[2] = 0.1 * torch.rand(400, 2, dtype=torch.float64)
+    centre, spread = exact.mean(1, keepdim=True), torch.tensor([1.0, 1.0, 50.0])[:, None, None]
+    moved = centre + spread * (exact - centre)
+    assert values(moved, exact)["sd_ratio"] == pytest.approx(1)
+    assert values(moved, exact)["w1_over_sd"] == pytest.approx(0, abs=1e-12)
+    assert values(moved, exact)["mmd2"] > 0.01
 
 
-def test_arviz_has_the_same_split_rhat():
-    base = pytest.importorskip("arviz_stats.base")
-    chains = torch.randn(4, 500, dtype=torch.float64) + 0.2 * torch.arange(4)[:, None]
-    found = base.array_stats.rhat(chains.numpy(), chain_axis=0, draw_axis=1, method="split")
-    assert split_rhat(chains).item() == pytest.approx(float(found), rel=1e-10)
+def test_chains_that_agree_and_chains_that_do_not():
+    """By ArviZ: R-hat of independent draws is 1, their ESS their number; a chain 2 sd away is seen.
+
+    The topic without mass has chains that disagree, and must not count.
+    """
+    pytest.importorskip("arviz_stats.base")
+    chains = 5 + torch.randn(4, 500, 1, 2, dtype=torch.float64)
+    chains[..., 1] = 0.1 * torch.arange(4)[:, None, None] + 0.01 * torch.rand(4, 500, 1)
+    rhat, ess = (each.value for each in diagnose(Truth(chains)))
+    assert rhat == pytest.approx(1, abs=0.01)
+    assert 0.75 * 2_000 < ess < 1.25 * 2_000  # its own error is some 5 %
+    chains[3] += 2
+    rhat, ess = (each.value for each in diagnose(Truth(chains)))
+    assert rhat > 1.3
+    assert ess < 50
+
+
+def test_halves_share_no_chain():
+    truth = Truth(torch.arange(4.0)[:, None, None, None].expand(4, 5, 2, 3))
+    assert set(truth.first.unique().tolist()) == {0.0, 1.0}
+    assert set(truth.second.unique().tolist()) == {2.0, 3.0}
+    assert truth.first.shape == (2, 10, 3)
+
+
+def test_without_arviz_the_study_says_what_to_install_before_any_chain_runs(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "arviz_stats.base", None)
+    monkeypatch.setattr(poisson_small, "ground_truth", lambda known: pytest.fail("sampled"))
+    with pytest.raises(ImportError, match=r"arviz-stats.*stein-kernels\[mcmc\]"):
+        poisson_small.run(None, [0], tmp_path / "records.jsonl", tmp_path)
 
 
 def test_the_encoder_sees_root_counts_and_scores_are_positive():
-    networks = build(PoissonCell(row="any"))
+    networks = build(PoissonCell(row="any"), simulated())
     encoder = networks.encoder
     assert isinstance(encoder, GaussianEncoder)
-    counts = torch.poisson(torch.full((2, poisson_cells.WORDS), 1.5))
+    counts = torch.poisson(torch.full((2, poisson_small.WORDS), 1.5))
     plain = encoder.trunk[1](2 * counts.sqrt()).tanh()  # type: ignore[index]
     torch.testing.assert_close(encoder.features(counts), plain)
     draws = encoder_draws(networks, counts, 7, seed=0)
-    assert draws.shape == (2, 7, poisson_cells.TOPICS)
+    assert draws.shape == (2, 7, poisson_small.TOPICS)
     assert (draws > 0).all()
 
 
 def test_simulated_documents_have_the_length_they_should():
     """E length = V a / b; its variance is E length + V a / b^2. Four standard errors."""
-    model, data = simulated(1.0), documents(1.0)
+    rate, data = simulated().prior.rate, documents()
     assert isinstance(data.train, Vectors)
     lengths = data.train.rows.sum(-1)
-    expected = poisson_cells.TOPICS / model.rate
-    error = ((expected + poisson_cells.TOPICS / model.rate**2) / len(lengths)) ** 0.5
-    assert expected == pytest.approx(poisson_cells.LENGTH)
+    expected = poisson_small.TOPICS / rate
+    error = ((expected + poisson_small.TOPICS / rate**2) / len(lengths)) ** 0.5
+    assert expected == pytest.approx(poisson_small.LENGTH)
     assert abs(lengths.mean().item() - expected) < 4 * error
 
 
 @pytest.fixture
 def short(monkeypatch):
     """Two rows of three steps, a short Gibbs run, few documents."""
-    for module in (poisson_cells, poisson_small):
-        monkeypatch.setattr(module, "TEST", 4)
-    monkeypatch.setattr(poisson_cells, "TRAINING", 64)
+    monkeypatch.setattr(poisson_small, "TEST", 4)
+    monkeypatch.setattr(poisson_small, "TRAINING", 64)
     whole = poisson_small.rows()
     few = [replace(whole[index], steps=3) for index in (0, 1)]
     monkeypatch.setattr(poisson_small, "rows", lambda: few)
-
-    def brief(tokens, topics, prior, *, seed, chains):
-        shape = {"burn_in": 5, "draws": 20, "thin": 1}
-        return poisson_scores_draws(tokens, topics, prior, seed=seed, chains=chains, **shape)
-
-    poisson_scores_draws = poisson_scores.posterior_draws
+    brief = partial(poisson_scores.posterior_draws, burn_in=5, draws=20, thin=1)
     monkeypatch.setattr(poisson_scores, "posterior_draws", brief)
-    poisson_small._truth.cache_clear()
-    yield few
-    poisson_small._truth.cache_clear()
+    return few
 
 
 def test_the_study_runs_once_and_draws_its_table_and_picture(short, tmp_path, capsys):
+    pytest.importorskip("arviz_stats.base")
     output = tmp_path / "records.jsonl"
     text = poisson_small.run(None, [0], output, tmp_path / "runs")
-    assert all(row in text for row in (short[0].row, short[1].row, poisson_small.FLOOR))
+    assert all(row in text for row in (short[0].row, short[1].row, FLOOR))
     assert "R-hat" in text
     poisson_small.picture(tmp_path / "one.png", tmp_path / "runs")
     assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
