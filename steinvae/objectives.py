@@ -31,6 +31,7 @@ from steinvae.stein import (
     code_direction,
     normalised_direction,
     posterior_scores,
+    summed_direction,
     theta_direction,
 )
 from steinvae.weights import effective_samples, group_weights, log_prior_over_q, printed_weights
@@ -150,22 +151,39 @@ def _move(
     weights = weights or _Weights()
     scores = scores._replace(codes=scores.codes / batch.temperature)
     codes = drawn.codes
+    scale = networks.encoder.kernel_scale(batch.pixels)
+    if scale is None:
+        placed, code_score = codes, scores.codes
+    else:  # phi is a gradient: that in codes / scale, divided by the scale
+        placed, code_score = codes / scale, scores.codes * scale
     blocks, factor = networks.kernel_blocks(method), method.bandwidth_factor
     h: str | float | Tensor = method.bandwidth
     if len(blocks) == 1:
-        h, factor = code_bandwidth(codes, h, factor), 1.0
+        h, factor = code_bandwidth(placed, h, factor), 1.0
         if method.normalise_direction and isinstance(h, str):
-            h = median_bandwidth(codes, rule=h)  # once, for the direction and its normaliser
+            h = median_bandwidth(placed, rule=h)  # once, for the direction and its normaliser
+    leave_one_out = method.self_term == "leave_one_out"
     to_codes = code_direction(
-        codes,
-        scores.codes,
+        placed,
+        code_score,
         bandwidth=h,
         factor=factor,
         blocks=blocks,
-        leave_one_out=method.self_term == "leave_one_out",
+        leave_one_out=leave_one_out,
         weights=weights.codes,
         group=method.importance_samples,
     )
+    if method.kernel == "sum":
+        to_codes = summed_direction(
+            placed,
+            code_score,
+            to_codes,
+            bandwidth=method.bandwidth,
+            joint_bandwidth=h,
+            leave_one_out=leave_one_out,
+        )
+    if scale is not None:
+        to_codes = to_codes / scale
     theta, score = networks.theta.flat, scores.theta
     if batch.ranks is not None:
         theta, score = batch.ranks.by_feature(theta, score)
@@ -178,7 +196,7 @@ def _move(
     )
     stats = _stein_stats(networks, batch, codes, scores, to_codes, method)
     if method.normalise_direction:
-        to_codes = normalised_direction(to_codes, codes, h, factor, blocks)
+        to_codes = normalised_direction(to_codes, placed, h, factor, blocks)
     if batch.reference is not None and batch.temperature == 1:  # masses of p, not of p^(1/T)
         to_masses = mass_direction(networks, batch.pixels, batch.noise, codes, batch.reference)
         to_codes = to_codes + method.mass_rate * to_masses
@@ -223,8 +241,9 @@ def _stein_stats(
             codes, scores.codes, networks.kernel_blocks(method), method
         )
         stats |= fold_stats(networks, batch.pixels, batch.noise)
-    one_kernel = len(networks.kernel_blocks(method)) == 1
-    if batch.compare and batch.temperature == 1 and one_kernel:
+    one_kernel = len(networks.kernel_blocks(method)) == 1 and method.kernel == "joint"
+    compare = batch.compare and batch.temperature == 1 and one_kernel
+    if compare and networks.encoder.kernel_scale(batch.pixels) is None:  # the field has neither
         stats |= field_stats(networks, batch.pixels, batch.noise, scores.codes, direction, method)
     return stats
 

@@ -75,6 +75,9 @@ class Config:
         blind = self.method.is_stein and self.model.encoder == "layered"
         seen = "gaussian or flow: kernels of blocks do not see how one block depends on another"
         require(not blind, "model.encoder", seen, self.model.encoder)
+        cut = self.method.kernel_block > 0 or self.decoder == "deep_poisson"
+        whole = "joint where blocks of codes (method.kernel_block, deep_poisson) have their own"
+        require(not cut or self.method.kernel == "joint", "method.kernel", whole, self.method.kernel)
 
     def _check_density(self) -> None:
         """An encoder that folds has no density."""

@@ -72,6 +72,11 @@ class MethodConfig:
     """Most code dimensions that share a kernel: the model's blocks of codes (the layers of
     deep_poisson, else all of them) are cut into even pieces; 0 leaves them whole."""
 
+    kernel: Literal["joint", "sum"] = "joint"
+    """Of the codes' direction. joint: one kernel of all dimensions; sum: that, divided by its mean
+    over pairs, plus a kernel of each dimension alone, whose bandwidth the factor leaves alone. The
+    sum sees the shape of every marginal where many dimensions drown it in the joint kernel."""
+
     theta_bandwidth: Rule | float = "liu_wang"
     """Kernel bandwidth h of the decoders: a rule, or h itself in squared parameter units."""
 
@@ -212,6 +217,9 @@ class MethodConfig:
         others = self.self_term == "include" or self.codes_per_image >= 2
         enough = "at least 2 for method.self_term leave_one_out"
         require(others, "method.code_particles", enough, codes)
+        unweighted = self.name == "stein_vae" or self.weights in ("theta", "none")
+        alone = f"joint for method.weights {self.weights}, which weight codes"
+        require(unweighted or self.kernel == "joint", "method.kernel", alone, self.kernel)
         dealt = self.pairing == "full" or codes % decoders == 0
         even = f"a multiple of method.theta_particles ({decoders}) for method.pairing strat"
         require(dealt, "method.code_particles", even, codes)

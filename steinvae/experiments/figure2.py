@@ -29,16 +29,22 @@ NAME = "figure2"
 
 def rows() -> list[PoissonCell]:
     """A cell for each row of the table, the most telling first."""
-    stein = PoissonCell(row="Stein VAE, log")
-    soft = replace(stein, row="Stein VAE, softplus", positivity="softplus")
-    normal = replace(stein, row="Log-normal VAE", method="flow_elbo", encoder="gaussian")
+    stein = PoissonCell(
+        row="Stein VAE, log", anchor=3, kernel="sum", bandwidth_factor=0.4, steps=1_000
+    )
+    normal = PoissonCell(
+        row="Log-normal VAE", method="flow_elbo", encoder="gaussian", anchor=3, steps=1_000
+    )
+    alone = PoissonCell(row="Stein VAE, log, network alone", steps=2_000)
     return [
         stein,
         normal,
-        soft,
+        replace(stein, row="Stein VAE, softplus", positivity="softplus"),
         replace(normal, row="VAE, softplus of a Gaussian", positivity="softplus"),
-        replace(stein, row="Planar flow, log", method="planar_flow", encoder="planar"),
-        replace(stein, row="Stein VAE, log, self included (eq. 5)", self_term="include"),
+        replace(normal, row="Planar flow, log", method="planar_flow", encoder="planar"),
+        replace(stein, row="Stein VAE, log, joint kernel", kernel="joint"),
+        alone,
+        replace(normal, row="Log-normal VAE, network alone", anchor=0, steps=2_000),
     ]
 
 

@@ -20,6 +20,8 @@ class Score(NamedTuple):
     estimator: str
     value: float
     stderr: float | None
+    points: int | None = None
+    """Test points that it is a mean over; None for all of the run."""
 
 
 def encoder_config(
@@ -88,7 +90,7 @@ def write_scores(
             metric=each.metric,
             value=each.value,
             stderr=each.stderr,
-            n=n,
+            n=n if each.points is None else each.points,
             estimator=each.estimator,
             seconds=seconds,
             device="cpu, 1 thread",

@@ -22,7 +22,7 @@ DATA = "20news"
 TOPICS, WORDS = 128, 2_000
 SHAPE, CONCENTRATION = 1.0, 0.05
 SWEEPS, AVERAGED = 500, 100
-TEST = 50
+TEST = 60
 
 
 def documents(root: str | None) -> CountDataset:
@@ -80,7 +80,7 @@ def topics_of(dataset: CountDataset, prior: Prior, checkpoint: Path) -> np.ndarr
 
 
 def test_documents(dataset: CountDataset) -> torch.Tensor:
-    """Evenly spaced test documents, (50, P) counts."""
+    """Evenly spaced test documents, (B, P) counts."""
     chosen = torch.linspace(0, len(dataset.test) - 1, TEST).round().long()
     return dataset.test.batch(chosen)
 

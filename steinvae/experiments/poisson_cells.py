@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from steinvae.config import Config, MethodConfig
 from steinvae.data import step_generator
 from steinvae.experiments.cells import slug
 from steinvae.experiments.known_posterior import encoder_config
+from steinvae.experiments.poisson_encoder import AnchoredEncoder, RootCounts
 from steinvae.gibbs import Prior
 from steinvae.models.poisson_factor import PoissonFactor, Positivity
 from steinvae.networks import Networks
@@ -47,6 +49,15 @@ class PoissonCell:
     encoder: str = "flow"
     self_term: str = "leave_one_out"
     positivity: Positivity = "log"
+    anchor: int = 0
+    """EM steps of an `AnchoredEncoder`; 0 for the network alone."""
+
+    kernel: Literal["joint", "sum"] = "joint"
+    """`method.kernel`."""
+
+    bandwidth_factor: float = 1.0
+    """`method.bandwidth_factor`."""
+
     particles: int = 20
     """Codes a document and step."""
 
@@ -68,6 +79,8 @@ class PoissonCell:
             weights="none",
             theta_particles=1,
             fixed_theta=True,
+            kernel=self.kernel,
+            bandwidth_factor=self.bandwidth_factor,
         )
         return encoder_config(
             folder,
@@ -88,6 +101,12 @@ class PoissonCell:
         }
         if self.method == "stein_vae":
             setting["self_term"] = self.self_term
+        if self.anchor:
+            setting["anchor"] = self.anchor
+        if self.kernel != "joint":
+            setting["kernel"] = self.kernel
+        if self.bandwidth_factor != 1:
+            setting["bandwidth_factor"] = self.bandwidth_factor
         if self.learning_rate != PoissonCell.learning_rate:
             setting["learning_rate"] = self.learning_rate
         return setting
@@ -103,12 +122,10 @@ def build(cell: PoissonCell, known: Known) -> Networks:
     if not isinstance(encoder, GaussianEncoder):
         raise TypeError(f"build: {cell.encoder} has no features to take root counts")
     encoder.trunk = nn.Sequential(RootCounts(), encoder.trunk)  # type: ignore[assignment]
-    return Networks(model, model.ensemble(), encoder)
-
-
-class RootCounts(nn.Module):
-    """2 sqrt(x): the transform that makes the variance of a Poisson count about 1."""
-
-    def forward(self, counts: Tensor) -> Tensor:
-        """(..., P) -> (..., P)."""
-        return 2 * counts.sqrt()
+    if not cell.anchor:
+        return Networks(model, model.ensemble(), encoder)
+    with torch.no_grad():  # start at the anchor
+        encoder.head.last.weight.zero_()
+        encoder.head.last.bias.zero_()
+    anchored = AnchoredEncoder(encoder, model, steps=cell.anchor)
+    return Networks(model, model.ensemble(), anchored)

@@ -124,4 +124,5 @@ def compare(draws: Float[Tensor, "B n V"], exact: Float[Tensor, "B n V"]) -> lis
 
 def _mean(metric: str, per_document: Tensor) -> Score:
     error = per_document.std() / len(per_document) ** 0.5
-    return Score(metric, AGAINST, per_document.mean().item(), error.item())
+    value = per_document.mean().item()
+    return Score(metric, AGAINST, value, error.item(), len(per_document))

@@ -49,6 +49,14 @@ class StochasticEncoder(nn.Module, ABC):
             ]
         return torch.stack(rows, dim=-2)
 
+    def kernel_scale(self, pixels: Float[Tensor, "B X"]) -> Float[Tensor, "B 1 d"] | None:
+        """Units of distance of the codes' kernel, positive, or None for code units.
+
+        An encoder that knows the rough spread of its posteriors says so here: one bandwidth does
+        not fit dimensions of very different spread.
+        """
+        return None
+
     def codes_and_log_density(
         self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S d"]
     ) -> tuple[Float[Tensor, "B S d"], Float[Tensor, "B S"]]:
