@@ -14,6 +14,7 @@ import torch
 
 from steinvae._atomic import replacing
 from steinvae.data import CountDataset, load
+from steinvae.density import evenly_spaced
 from steinvae.experiments.poisson_cells import Known
 from steinvae.experiments.poisson_scores import Truth, ground_truth
 from steinvae.gibbs import Chain, Prior, Tokens, learn_topics
@@ -81,8 +82,7 @@ def topics_of(dataset: CountDataset, prior: Prior, checkpoint: Path) -> np.ndarr
 
 def test_documents(dataset: CountDataset) -> torch.Tensor:
     """Evenly spaced test documents, (B, P) counts."""
-    chosen = torch.linspace(0, len(dataset.test) - 1, TEST).round().long()
-    return dataset.test.batch(chosen)
+    return dataset.test.batch(evenly_spaced(len(dataset.test), TEST))
 
 
 def truth_of(known: Known, run_dir: Path) -> Truth:

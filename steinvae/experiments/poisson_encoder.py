@@ -74,7 +74,7 @@ class AnchoredEncoder(StochasticEncoder):
     ) -> tuple[Float[Tensor, "B 1 V"], Float[Tensor, "B 1 V"]]:
         """m and s."""
         model = self._model
-        topics, a, b = model.topics.to(counts), model.shape, model.rate
+        topics, a, b = model.loadings.to(counts), model.shape, model.rate
         scores = counts.new_ones(len(counts), len(topics))
         tokens = torch.zeros_like(scores)
         for _ in range(self._steps):

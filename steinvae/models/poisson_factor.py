@@ -70,22 +70,26 @@ class PoissonFactor:
             raise ValueError(
                 f"PoissonFactor: rows of topics must sum to 1, one is off by {off:.2g}"
             )
-        self.topics, self.shape, self.rate = topics, shape, rate
+        self.loadings, self.shape, self.rate = topics, shape, rate
         self.positivity: Positivity = positivity
         self.parameters = (Parameter("topics", tuple(topics.shape), 0.0),)
 
     def ensemble(self) -> ParticleEnsemble:
         """The known theta as the one particle of an ensemble, float32."""
         ensemble = ParticleEnsemble(self.parameters, 1, torch.Generator())
-        ensemble.flat.copy_(self.topics.reshape(1, -1))
+        ensemble.flat.copy_(self.loadings.reshape(1, -1))
         return ensemble
+
+    def topics(self, theta: dict[str, Tensor]) -> Float[Tensor, "M V P"]:
+        """theta: what `steinvae.topics` names topics by."""
+        return theta["topics"]
 
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "n P"]:
         """Documents x ~ p(x): (count, P)."""
         seed = int(torch.randint(2**62, (), generator=generator))  # torch's gamma takes none
-        size = (count, len(self.topics))
+        size = (count, len(self.loadings))
         scores = np.random.default_rng(seed).gamma(self.shape, 1 / self.rate, size)
-        rates = torch.from_numpy(scores).to(self.topics) @ self.topics
+        rates = torch.from_numpy(scores).to(self.loadings) @ self.loadings
         return torch.poisson(rates, generator=generator)
 
     def scores(self, codes: Float[Tensor, "*n V"]) -> Float[Tensor, "*n V"]:
@@ -123,7 +127,7 @@ class PoissonFactor:
         self, codes: Float[Tensor, "B n V"], counts: Float[Tensor, "B P"]
     ) -> Float[Tensor, "B n"]:
         """log p(x_b, u_bs) under the model's own topics."""
-        topics = self.topics.to(codes)[None]
+        topics = self.loadings.to(codes)[None]
         return self.log_count_density(topics, codes[None], counts)[0] + self.log_prior(codes)
 
     def log_likelihood(

@@ -39,7 +39,7 @@ def test_joint_of_one_topic_integrates_to_the_evidence(positivity, shape):
     found = one.log_joint(grid[None, :, None], x).logsumexp(-1) + (grid[1] - grid[0]).log()
     a, b, n = shape, one.rate, x.sum().item()
     expected = a * log(b) + lgamma(a + n) - lgamma(a) - (a + n) * log(b + 1)
-    expected += (torch.xlogy(x, one.topics) - torch.lgamma(x + 1)).sum().item()
+    expected += (torch.xlogy(x, one.loadings) - torch.lgamma(x + 1)).sum().item()
     assert found.item() == pytest.approx(expected, abs=1e-9)
 
 
@@ -48,12 +48,12 @@ def test_scores_of_the_training_path_are_the_closed_form(positivity):
     """d/du_v = z' [ sum_p x_p theta_vp / r_p - 1 - b + (a - 1)/z ] + d log z'/du, z' = dz/du."""
     net, x = model(positivity=positivity), counts()
     ensemble = net.ensemble()
-    ensemble.flat = net.topics.reshape(1, -1).clone()
+    ensemble.flat = net.loadings.reshape(1, -1).clone()
     codes = torch.randn(2, 4, 3, dtype=torch.float64)
     got = posterior_scores(net, ensemble, codes, x, data_size=2).codes
     z, sigmoid = net.scores(codes), codes.sigmoid()
     slope, bend = (z, 1.0) if positivity == "log" else (sigmoid, 1 - sigmoid)
-    pull = (x[:, None] / (z @ net.topics)) @ net.topics.T
+    pull = (x[:, None] / (z @ net.loadings)) @ net.loadings.T
     expected = slope * (pull - 1 - net.rate + (net.shape - 1) / z) + bend
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
 
@@ -69,7 +69,7 @@ def test_permuting_topics_permutes_codes():
     net, x = model(), counts()
     order = torch.tensor([2, 0, 1])
     codes = torch.randn(2, 4, 3, dtype=torch.float64)
-    moved = PoissonFactor(net.topics[order], net.shape, net.rate)
+    moved = PoissonFactor(net.loadings[order], net.shape, net.rate)
     torch.testing.assert_close(moved.log_joint(codes[..., order], x), net.log_joint(codes, x))
 
 
@@ -88,8 +88,8 @@ def test_is_a_generative_model_and_refuses_what_is_none():
     net = model()
     assert isinstance(net, GenerativeModel)
     with pytest.raises(ValueError, match="shape must be positive"):
-        PoissonFactor(net.topics, 0.0, 1.0)
+        PoissonFactor(net.loadings, 0.0, 1.0)
     with pytest.raises(ValueError, match="rows of topics must sum to 1"):
-        PoissonFactor(2 * net.topics, 1.0, 1.0)
+        PoissonFactor(2 * net.loadings, 1.0, 1.0)
     with pytest.raises(ValueError, match="not negative"):
-        PoissonFactor(-net.topics, 1.0, 1.0)
+        PoissonFactor(-net.loadings, 1.0, 1.0)

@@ -43,6 +43,7 @@ SURFACE = {
     "method.shared_noise",
     "method.bandwidth_factor",
     "method.kernel_block",
+    "method.kernel",
     "method.entropy_weight",
     "method.normalise_direction",
     "method.mass_rate",

@@ -72,6 +72,11 @@ WRONG = [
     ("method", {"bandwidth": 0.5, "bandwidth_factor": 2.0}, "method.bandwidth_factor"),
     (
         "method",
+        {"name": "stein_viwae", "weights": "both", "kernel": "sum"},
+        "method.kernel",
+    ),
+    (
+        "method",
         {"name": "vae_weighted_decoder", "entropy_weight": 0.0},
         "method.entropy_weight",
     ),
