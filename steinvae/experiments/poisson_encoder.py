@@ -50,6 +50,13 @@ class AnchoredEncoder(StochasticEncoder):
         mean, spread = self.anchor(pixels)
         return mean + spread * self.core(pixels, noise)
 
+    def draw(
+        self, pixels: Float[Tensor, "B P"], noise: Float[Tensor, "#B S V"]
+    ) -> Float[Tensor, "B S V"]:
+        """As `forward`, with the core's."""
+        mean, spread = self.anchor(pixels)
+        return mean + spread * self.core.draw(pixels, noise)
+
     def jacobian(
         self, pixels: Float[Tensor, "B P"], noise: Float[Tensor, "#B S V"]
     ) -> Float[Tensor, "B S V V"]:

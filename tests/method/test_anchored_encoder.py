@@ -79,6 +79,7 @@ def test_density_is_that_of_the_jacobian(positivity):
     counts, noise = torch.poisson(torch.rand(2, 6).double()), torch.randn(2, 4, 3).double()
     codes, log_q = encoder.codes_and_log_density(counts, noise)
     torch.testing.assert_close(codes, encoder(counts, noise))
+    torch.testing.assert_close(codes, encoder.draw(counts, noise))
     jacobian = torch.autograd.functional.jacobian(lambda free: encoder(counts, free).sum(1), noise)
     of_codes = torch.stack([jacobian[b, :, b].transpose(0, 1) for b in range(2)])  # (2, 4, 3, 3)
     exact = -0.5 * (noise.square().sum(-1) + 3 * log(2 * pi))
