@@ -151,39 +151,13 @@ def _move(
     weights = weights or _Weights()
     scores = scores._replace(codes=scores.codes / batch.temperature)
     codes = drawn.codes
-    scale = networks.encoder.kernel_scale(batch.pixels)
+    blocks, scale = networks.kernel_blocks(method), networks.encoder.kernel_scale(batch.pixels)
     if scale is None:
-        placed, code_score = codes, scores.codes
-    else:  # phi is a gradient: that in codes / scale, divided by the scale
-        placed, code_score = codes / scale, scores.codes * scale
-    blocks, factor = networks.kernel_blocks(method), method.bandwidth_factor
-    h: str | float | Tensor = method.bandwidth
-    if len(blocks) == 1:
-        h, factor = code_bandwidth(placed, h, factor), 1.0
-        if method.normalise_direction and isinstance(h, str):
-            h = median_bandwidth(placed, rule=h)  # once, for the direction and its normaliser
-    leave_one_out = method.self_term == "leave_one_out"
-    to_codes = code_direction(
-        placed,
-        code_score,
-        bandwidth=h,
-        factor=factor,
-        blocks=blocks,
-        leave_one_out=leave_one_out,
-        weights=weights.codes,
-        group=method.importance_samples,
-    )
-    if method.kernel == "sum":
-        to_codes = summed_direction(
-            placed,
-            code_score,
-            to_codes,
-            bandwidth=method.bandwidth,
-            joint_bandwidth=h,
-            leave_one_out=leave_one_out,
-        )
-    if scale is not None:
-        to_codes = to_codes / scale
+        direction, to_codes = _direct(codes, scores.codes, method, blocks, weights.codes)
+    else:  # a direction is a gradient: that in codes / scale, divided by the scale
+        placed, score = codes / scale, scores.codes * scale
+        direction, to_codes = _direct(placed, score, method, blocks, weights.codes)
+        direction, to_codes = direction / scale, to_codes / scale
     theta, score = networks.theta.flat, scores.theta
     if batch.ranks is not None:
         theta, score = batch.ranks.by_feature(theta, score)
@@ -194,9 +168,7 @@ def _move(
         data_size=data_size,
         weights=weights.theta,
     )
-    stats = _stein_stats(networks, batch, codes, scores, to_codes, method)
-    if method.normalise_direction:
-        to_codes = normalised_direction(to_codes, placed, h, factor, blocks)
+    stats = _stein_stats(networks, batch, codes, scores, direction, method)
     if batch.reference is not None and batch.temperature == 1:  # masses of p, not of p^(1/T)
         to_masses = mass_direction(networks, batch.pixels, batch.noise, codes, batch.reference)
         to_codes = to_codes + method.mass_rate * to_masses
@@ -206,6 +178,44 @@ def _move(
         stats=stats | weights.stats,
         targets=codes + method.code_step * to_codes if method.regression_steps > 1 else None,
     )
+
+
+def _direct(
+    codes: Tensor,
+    score: Tensor,
+    method: MethodConfig,
+    blocks: Sequence[int],
+    weights: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Direction of the codes by the kernels of `method`, and what the encoder follows of it."""
+    h: str | float | Tensor = method.bandwidth
+    factor, leave_one_out = method.bandwidth_factor, method.self_term == "leave_one_out"
+    if len(blocks) == 1:
+        h, factor = code_bandwidth(codes, h, factor), 1.0
+        if method.normalise_direction and isinstance(h, str):
+            h = median_bandwidth(codes, rule=h)  # once, for the direction and its normaliser
+    direction = code_direction(
+        codes,
+        score,
+        bandwidth=h,
+        factor=factor,
+        blocks=blocks,
+        leave_one_out=leave_one_out,
+        weights=weights,
+        group=method.importance_samples,
+    )
+    if method.kernel == "sum":
+        direction = summed_direction(
+            codes,
+            score,
+            direction,
+            bandwidth=method.bandwidth,
+            joint_bandwidth=h,
+            leave_one_out=leave_one_out,
+        )
+    if method.normalise_direction:
+        return direction, normalised_direction(direction, codes, h, factor, blocks)
+    return direction, direction
 
 
 def regression_gradients(

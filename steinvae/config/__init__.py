@@ -77,7 +77,9 @@ class Config:
         require(not blind, "model.encoder", seen, self.model.encoder)
         cut = self.method.kernel_block > 0 or self.decoder == "deep_poisson"
         whole = "joint where blocks of codes (method.kernel_block, deep_poisson) have their own"
-        require(not cut or self.method.kernel == "joint", "method.kernel", whole, self.method.kernel)
+        require(
+            not cut or self.method.kernel == "joint", "method.kernel", whole, self.method.kernel
+        )
 
     def _check_density(self) -> None:
         """An encoder that folds has no density."""

@@ -220,6 +220,9 @@ class MethodConfig:
         unweighted = self.name == "stein_vae" or self.weights in ("theta", "none")
         alone = f"joint for method.weights {self.weights}, which weight codes"
         require(unweighted or self.kernel == "joint", "method.kernel", alone, self.kernel)
+        divided = "joint for method.normalise_direction, which divides by the mean of one kernel"
+        plain = self.kernel == "joint" or not self.normalise_direction
+        require(plain, "method.kernel", divided, self.kernel)
         dealt = self.pairing == "full" or codes % decoders == 0
         even = f"a multiple of method.theta_particles ({decoders}) for method.pairing strat"
         require(dealt, "method.code_particles", even, codes)

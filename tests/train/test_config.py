@@ -75,6 +75,7 @@ WRONG = [
         {"name": "stein_viwae", "weights": "both", "kernel": "sum"},
         "method.kernel",
     ),
+    ("method", {"kernel": "sum", "normalise_direction": True}, "method.kernel"),
     (
         "method",
         {"name": "vae_weighted_decoder", "entropy_weight": 0.0},
