@@ -12,17 +12,17 @@ FORMAT = 1
 """Version of the checkpoint layout. A reader accepts its own version and refuses newer ones."""
 
 MANIFEST = "manifest.json"
-_MAX_BYTES = 2**16  # ours has about 400; a larger one is not read
+_MAX_BYTES = 2**16  # a checkpoint's has about 400; a larger one is not read
 
 
 def write_manifest(folder: Path, step: int, names: Sequence[str]) -> None:
     """Write `folder`/manifest.json over the files `names`."""
     files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_file(folder / name)}
         for name in names
     }
     body = {"format": FORMAT, "step": step, "files": files}
-    text = json.dumps({**body, "sha256": _digest(body)}, indent=1)
+    text = json.dumps({**body, "sha256": digest_of(body)}, indent=1)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
@@ -40,19 +40,25 @@ def verify(folder: Path, names: Sequence[str], *, contents: bool = True) -> int:
             f"{folder}: expected a checkpoint directory, got a file; "
             "single files (torch.save, pickle) are never opened"
         )
-    manifest = _read(folder / MANIFEST)
+    manifest = read_manifest(folder / MANIFEST, "checkpoint", FORMAT, _MAX_BYTES)
+    if not isinstance(manifest.get("step"), int):
+        raise ValueError(f"{folder / MANIFEST}: expected an integer step")
     files = manifest.get("files")
     if not isinstance(files, dict) or sorted(files) != sorted(names):
         raise ValueError(f"{folder / MANIFEST}: expected the files {sorted(names)}, got {files}")
     for name in names:
-        _check_file(folder / name, files[name], contents)
+        check_file(folder / name, files[name], contents)
     return manifest["step"]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path, what: str, version: int, max_bytes: int) -> dict[str, Any]:
+    """A JSON object with a "format" up to `version` that fits its own "sha256", which it loses.
+
+    Errors: ValueError naming the fault; `what` it describes is named where its format is newer.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: the manifest is missing")
-    if path.stat().st_size > _MAX_BYTES:
+    if path.stat().st_size > max_bytes:
         raise ValueError(f"{path}: expected a manifest, got {path.stat().st_size} bytes")
     try:
         manifest = json.loads(path.read_bytes())
@@ -60,29 +66,31 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: expected JSON, got: {error}") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
         raise ValueError(f"{path}: expected a JSON object with an integer 'format'")
-    if manifest["format"] > FORMAT:
+    if manifest["format"] > version:
         raise ValueError(
-            f"{path}: the checkpoint has format {manifest['format']}, this version of steinvae "
-            f"reads up to {FORMAT}; install a newer version to read it"
+            f"{path}: the {what} has format {manifest['format']}, this version of steinvae "
+            f"reads up to {version}; install a newer version to read it"
         )
     digest = manifest.pop("sha256", None)
-    if digest != _digest(manifest) or not isinstance(manifest.get("step"), int):
+    if digest != digest_of(manifest):
         raise ValueError(f"{path}: the manifest does not match its own checksum (damaged)")
     return manifest
 
 
-def _check_file(path: Path, entry: Any, contents: bool) -> None:
+def check_file(path: Path, entry: Any, contents: bool) -> None:
+    """Compare a file with {"bytes", "sha256"}; ValueError naming the fault."""
     if not isinstance(entry, dict) or entry.keys() != {"bytes", "sha256"}:
         raise ValueError(f"{path}: expected size and checksum in the manifest, got {entry}")
     if not path.is_file():
         raise ValueError(f"{path}: the file is missing")
     if path.stat().st_size != entry["bytes"]:
         raise ValueError(f"{path}: expected {entry['bytes']} bytes, got {path.stat().st_size}")
-    if contents and _sha256(path) != entry["sha256"]:
+    if contents and sha256_file(path) != entry["sha256"]:
         raise ValueError(f"{path}: the content does not match its SHA-256 (damaged)")
 
 
-def _sha256(path: Path) -> str:
+def sha256_file(path: Path) -> str:
+    """In hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -90,6 +98,6 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _digest(body: Mapping[str, Any]) -> str:
+def digest_of(body: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON of a manifest without its own "sha256"."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

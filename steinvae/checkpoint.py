@@ -162,12 +162,12 @@ def clean(run_dir: Path) -> None:
 
 
 @contextmanager
-def lock_run_dir(run_dir: Path) -> Iterator[None]:
+def lock_run_dir(run_dir: Path, setting: str = "run_dir") -> Iterator[None]:
     """Hold `run_dir` for one process at a time (flock on `run_dir`/.lock), and clean it first.
 
     The kernel drops the lock when the process ends, however it ends.
 
-    Errors: RuntimeError naming the process and host that hold the directory.
+    Errors: RuntimeError naming `setting`, and the process and host that hold the directory.
     """
     import fcntl  # POSIX only; the rest of this module is not
 
@@ -180,7 +180,8 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read(200).strip() or "another process"
             raise RuntimeError(
-                f"run_dir={run_dir} is in use by {holder}; wait for it or choose another run_dir"
+                f"{setting}={run_dir} is in use by {holder}; "
+                f"wait for it or choose another {setting}"
             ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")

@@ -131,6 +131,7 @@ class Progress:
         rank: int | None = None,
         stream: TextIO | None = None,
         interval: float = 10.0,
+        unit: str = "steps",
     ) -> None:
         rank = int(os.environ.get("RANK", "0")) if rank is None else rank
         out: TextIO = sys.stderr if stream is None else stream
@@ -140,7 +141,9 @@ class Progress:
         self._display: _Display = _Silent()
         if rank == 0:
             live = out.isatty()
-            self._display = _Bar(out, label, total) if live else _Lines(out, label, interval)
+            self._display = (
+                _Bar(out, label, total, unit) if live else _Lines(out, label, interval, unit)
+            )
 
     def update(self, step: int, terms: Mapping[str, float] | None = None) -> None:
         """`step` updates are done; `terms` are the numbers to show, the latest ones by default."""
@@ -189,8 +192,9 @@ class _Silent:
 class _Lines:
     """Plain lines: the first and the last step, and one every `interval` seconds between."""
 
-    def __init__(self, stream: TextIO, label: str, interval: float) -> None:
+    def __init__(self, stream: TextIO, label: str, interval: float, unit: str) -> None:
         self._stream, self._label, self._interval = stream, label, interval
+        self._unit = unit
         self._next = -math.inf
 
     def show(self, step: int, total: int, terms: str, rate: float, now: float) -> None:
@@ -199,7 +203,7 @@ class _Lines:
         self._next = now + self._interval
         parts = [f"{self._label} {step}/{total}", terms]
         if rate > 0:
-            parts.append(f"{rate:.1f} steps/s  ETA {_clock((total - step) / rate)}")
+            parts.append(f"{rate:.1f} {self._unit}/s  ETA {_clock((total - step) / rate)}")
         self.print("  ".join(part for part in parts if part))
 
     def print(self, text: str) -> None:
@@ -212,7 +216,8 @@ class _Lines:
 class _Bar:
     """rich's live bar."""
 
-    def __init__(self, stream: TextIO, label: str, total: int) -> None:
+    def __init__(self, stream: TextIO, label: str, total: int, unit: str) -> None:
+        self._unit = unit
         try:
             from rich import progress
             from rich.console import Console
@@ -233,7 +238,7 @@ class _Bar:
         self._progress.start()
 
     def show(self, step: int, total: int, terms: str, rate: float, now: float) -> None:
-        pace = f"{rate:.1f} steps/s  ETA {_clock((total - step) / rate)}" if rate > 0 else ""
+        pace = f"{rate:.1f} {self._unit}/s  ETA {_clock((total - step) / rate)}" if rate > 0 else ""
         self._progress.update(self._task, completed=step, terms=terms, pace=pace)
 
     def print(self, text: str) -> None:

@@ -36,7 +36,7 @@ _PANELS = 8  # more are unreadable on one page; the CSV has everything
 _GAP = 0.65  # grey between the images of a grid
 
 
-def save_samples(path: Path, images: Tensor, image_shape: tuple[int, int]) -> None:
+def save_samples(path: Path, images: Tensor, image_shape: tuple[int, ...]) -> None:
     """Draw images as a grid, black on white, row by row.
 
     Shapes: images (n, H * W), intensities in [0, 1] (others are clipped); n at least 1.
@@ -45,6 +45,8 @@ def save_samples(path: Path, images: Tensor, image_shape: tuple[int, int]) -> No
     figure_module()
     from matplotlib.image import imsave
 
+    if len(image_shape) != 2:
+        raise ValueError(f"save_samples: image_shape must be (H, W), got {image_shape}")
     height, width = image_shape
     if images.ndim != 2 or images.shape[0] == 0 or images.shape[1] != height * width:
         raise ValueError(

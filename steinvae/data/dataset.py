@@ -111,8 +111,9 @@ class Dataset(Generic[OneSplit]):
     binarization_seed: int | None
     """Seed of the draw behind the stored bits; None where there is no draw of ours."""
 
-    image_shape: tuple[int, int] | None
-    """(H, W) in pixels; X = H * W. None where the examples are no images."""
+    image_shape: tuple[int, ...] | None
+    """(H, W) in pixels, (3, H, W) in colour; X is their product. None where the examples are no
+    images."""
 
     train: OneSplit
     validation: OneSplit

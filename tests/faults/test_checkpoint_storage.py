@@ -77,7 +77,7 @@ def newer_format(path: Path, _: str) -> None:
 
 def other_files(path: Path, _: str) -> None:
     body = {"format": 1, "step": 2, "files": {"../../x": {"bytes": 0, "sha256": ""}}}
-    text = json.dumps({**body, "sha256": _manifest._digest(body)})
+    text = json.dumps({**body, "sha256": _manifest.digest_of(body)})
     (path / "manifest.json").write_text(text)
 
 
