@@ -137,11 +137,11 @@ def _members(
     with tarfile.open(fileobj=file, mode="r:") as archive:
         while (member := archive.next()) is not None:
             archive.members.clear()  # type: ignore[attr-defined]  # not a TarInfo for each image
-            *above, name = [part for part in member.name.split("/") if part not in ("", ".")]
-            where = "/".join([*above, name])
-            if any(part.startswith(".") for part in (*above, name)):
+            path = tuple(part for part in member.name.split("/") if part not in ("", "."))
+            if not path or any(part.startswith(".") for part in path):
                 continue
-            place = (*above, name) if member.isdir() else tuple(above)
+            place, name, where = path[:-1], path[-1], "/".join(path)
+            place = path if member.isdir() else place
             if place not in folders:
                 _check_depth(f"{container}:{where}", (*parts, *place))
                 here = (*parts, *(Part(part, False) for part in place))
@@ -158,6 +158,10 @@ def _members(
             else:
                 at = Member(name, start + member.offset_data, member.size)
                 folders[place].members.append(at)
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            # tarfile takes a damaged header, and the end of the file, for the end of the archive
+            raise tarfile.ReadError(f"no end of the archive, byte {archive.offset}")
     yield from folders.values()
     yield from inner
 
