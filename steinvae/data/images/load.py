@@ -16,7 +16,7 @@ from steinvae.data.images.decode import square
 from steinvae.data.images.faults import BadImage, BadRecords, Faults
 from steinvae.data.images.layout import Listed, list_images
 from steinvae.data.images.places import Places
-from steinvae.data.images.processes import results
+from steinvae.data.images.processes import Results
 from steinvae.data.images.split import (
     IMAGENET_MEAN,
     FileStore,
@@ -131,7 +131,7 @@ def _usable(name: str, listed: Listed, side: int, faults: Faults, workers: int) 
     check = _Check(listed.places, side)
     good = np.ones(len(listed.labels), dtype=bool)
     with Progress(len(good), label=f"checking {name}", unit="images") as progress:
-        for number, bad in enumerate(results(check, range(len(check)), workers)):
+        for number, bad in enumerate(Results(check, range(len(check)), workers)):
             for row, reason, detail in bad:
                 good[row] = False
                 faults.add(listed.places.title(row), reason, detail)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from steinvae.data.images.augment import epoch_key
-from steinvae.data.images.processes import results
+from steinvae.data.images.processes import Results
 from steinvae.data.images.split import ImageSplit
 from steinvae.data.sampling import BatchSampler
 
@@ -87,4 +87,4 @@ class ImageLoader:
 
     def __iter__(self) -> Iterator[ImageBatch]:
         order = range(self._start, _LAST)
-        return results(self.steps, order, self._workers, pin_memory=self._pin_memory)
+        return Results(self.steps, order, self._workers, pin_memory=self._pin_memory)

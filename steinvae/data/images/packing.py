@@ -27,7 +27,7 @@ from steinvae.data.images.faults import BadImage, BadRecords, Faults
 from steinvae.data.images.layout import Listed, list_images
 from steinvae.data.images.packed import FORMAT, KIND, check_packed, read_packed_manifest
 from steinvae.data.images.places import Places
-from steinvae.data.images.processes import results
+from steinvae.data.images.processes import Results
 from steinvae.logging import Progress
 
 SHARD_BYTES = 2**26
@@ -146,7 +146,7 @@ def _pack_shards(
         if done:
             progress.print(f"pack: {done} of {total} images are there from before, verified")
         work = _Work(out, missing, {split: each.places for split, each in listed.items()}, side)
-        packed = results(work, range(len(missing)), workers)
+        packed = Results(work, range(len(missing)), workers)
         for shard, record in zip(missing, packed, strict=True):
             _judge(record, shard, listed, faults)
             known[shard] = record

@@ -2,40 +2,80 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
+import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from typing import Any, Generic, TypeVar
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 Result = TypeVar("Result")
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-def results(
-    work: Dataset[Result], order: Sequence[int], workers: int, *, pin_memory: bool = False
-) -> Iterator[Result]:
+_open: weakref.WeakSet[Results[Any]] = weakref.WeakSet()
+
+
+class Results(Iterator[Result], Generic[Result]):
     """`work[i]` for the i in `order`, in that order, two ahead for each of `workers` processes.
 
     0 workers: in this process. Workers are spawned, since a fork would copy locks that threads of
-    torch hold. They ignore SIGTERM and SIGINT, which a scheduler sends to the whole group: their
+    torch hold. They never see SIGTERM and SIGINT, which a scheduler sends to the whole group: their
     parent decides when they stop, and they end when it has ended.
     """
-    many: dict[str, Any] = {"multiprocessing_context": "spawn", "worker_init_fn": _start}
-    return iter(
-        DataLoader(
+
+    def __init__(
+        self,
+        work: Dataset[Result],
+        order: Sequence[int],
+        workers: int,
+        *,
+        pin_memory: bool = False,
+    ) -> None:
+        loader = DataLoader(
             work,
             batch_size=None,  # an item is a whole result
             sampler=order,
             num_workers=workers,
             pin_memory=pin_memory,
-            **(many if workers else {}),
+            multiprocessing_context="spawn" if workers else None,
         )
-    )
+        with _blocked_signals():
+            self._iterator: Iterator[Result] | None = iter(loader)
+        if workers:
+            _open.add(self)
+            # At exit multiprocessing terminates its children by SIGTERM and waits for them without
+            # end, and torch waits 5 s for each: this must come before both, so be the last to come.
+            atexit.unregister(_close_all)
+            atexit.register(_close_all)
+
+    def __next__(self) -> Result:
+        if self._iterator is None:
+            raise StopIteration
+        return next(self._iterator)
+
+    def close(self) -> None:
+        """End the workers, after what they are at."""
+        self._iterator = None
 
 
-def _start(worker: int) -> None:
-    del worker
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
+def _close_all() -> None:
+    for results in list(_open):
+        results.close()
+
+
+@contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Processes that are spawned here inherit the mask, from their first instruction on.
+
+    Signals for this process wait until the end of the block.
+    """
+    resource_tracker.ensure_running()  # when it starts, it takes the signals out of the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
