@@ -1,4 +1,4 @@
-"""ImageNet's own images: 40 classes of Tiny ImageNet, and one photograph of each of 1,000 classes."""
+"""Real images: 40 classes of Tiny ImageNet, and one photograph of each of ImageNet's classes."""
 
 from __future__ import annotations
 

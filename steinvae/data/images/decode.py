@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from PIL import Image, ImageOps
 
 from steinvae.data.images.faults import DAMAGED, EMPTY, FOREIGN, HUGE, BadImage
 
+decode_jpeg: Callable[..., np.ndarray] | None
 try:
-    from simplejpeg import decode_jpeg  # type: ignore[import-not-found]
+    from simplejpeg import decode_jpeg  # type: ignore[import-not-found,no-redef]
 except ImportError:
     decode_jpeg = None
 
