@@ -13,6 +13,9 @@ from torch import Tensor
 
 Binarization = Literal["fixed", "dynamic", "none"]
 
+BadRecords = Literal["raise", "skip"]
+"""What happens to a line or a file that is no example: an error names it, or it is counted."""
+
 
 class Examples(Protocol):
     """What training and evaluation ask of a split, whatever its examples are."""

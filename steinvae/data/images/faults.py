@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Literal
 
-BadRecords = Literal["raise", "skip"]
+from steinvae.data.dataset import BadRecords
 
 EMPTY = "an empty file"
 FOREIGN = "no JPEG, PNG, BMP or WebP image"
