@@ -181,7 +181,7 @@ def record(short: int, method: str, values: list[float], seconds: float) -> reco
         "method": method,
         "setting": {"shape": shape, "threads": 1, "simplejpeg": decode.decode_jpeg is not None},
         "seed": 0,
-        "metric": "cpu_seconds",
+        "metric": "cpu_seconds_per_image",
         "value": value,
         "stderr": error,
         "n": len(values),

@@ -219,7 +219,7 @@ def baseline(config: Config) -> Config | None:
 def load_data(config: Config) -> Dataset:
     """The data set of a configuration."""
     data = config.data
-    return load(data.name, data.root, binarization=data.binarization, bad_lines=data.bad_lines)
+    return load(data.name, data.root, binarization=data.binarization, bad_records=data.bad_records)
 
 
 def save_model(run_dir: Path, networks: Networks) -> None:

@@ -29,7 +29,7 @@ class DataConfig:
     """fixed: one draw for ever; dynamic: a new draw at every visit; none: grey levels in [0, 1].
     Nothing binarises counts."""
 
-    bad_lines: Literal["raise", "skip"] = "raise"
+    bad_records: Literal["raise", "skip"] = "raise"
     """A bad line of a file of counts: an error that names it, or left out and counted."""
 
     def __post_init__(self) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from steinvae.data.count_files import (
-    BadLines,
     Bags,
     Policy,
     read_docword,
@@ -18,6 +17,7 @@ from steinvae.data.count_files import (
     read_npz,
     read_vocabulary,
 )
+from steinvae.data.dataset import BadRecords
 from steinvae.data.documents import CountDataset, split
 from steinvae.data.files import find_files
 from steinvae.data.registry import register_counts
@@ -36,7 +36,7 @@ RCV1_TEST = 10_000
 
 
 @register_counts("20news")
-def load_20news(root: Path | None, on_bad: BadLines) -> CountDataset:
+def load_20news(root: Path | None, on_bad: BadRecords) -> CountDataset:
     """20 Newsgroups with 2,000 words as Miao et al. 2016 distribute it; text bodies, unstemmed.
 
     Files train.feat, test.feat and vocab.new in `root` or `root`/20news_nvdm.
@@ -47,7 +47,7 @@ def load_20news(root: Path | None, on_bad: BadLines) -> CountDataset:
 
 
 @register_counts("nyt")
-def load_nyt(root: Path | None, on_bad: BadLines) -> CountDataset:
+def load_nyt(root: Path | None, on_bad: BadRecords) -> CountDataset:
     """9,172 articles of the New York Times with 10,000 words, as TopMost distributes them.
 
     Not the corpus of 133,000 articles of the literature. Files train_bow.npz, test_bow.npz and
@@ -58,14 +58,14 @@ def load_nyt(root: Path | None, on_bad: BadLines) -> CountDataset:
 
 
 @register_counts("bag_of_words")
-def load_files(root: Path | None, on_bad: BadLines) -> CountDataset:
+def load_files(root: Path | None, on_bad: BadRecords) -> CountDataset:
     """Files of one's own: train and test with one of the endings of `READERS`, and vocab.txt."""
     forms = [((f"train{end}",), (f"test{end}",), ("vocab.txt",)) for end in READERS]
     return _read("bag_of_words", find_files(root, "a bag of words", (".",), *forms), on_bad)
 
 
 @register_counts("rcv1")
-def load_rcv1(root: Path | None, on_bad: BadLines) -> CountDataset:
+def load_rcv1(root: Path | None, on_bad: BadRecords) -> CountDataset:
     """RCV1-v2 by scikit-learn's `fetch_rcv1`, where it has been downloaded to `root`.
 
     It holds cosine-normalised log TF-IDF without the counts behind it, so a document here is the
@@ -90,7 +90,7 @@ def load_rcv1(root: Path | None, on_bad: BadLines) -> CountDataset:
     return split("rcv1", train, test, names, skipped if skipped["no frequent word"] else {})
 
 
-def _read(name: str, paths: Sequence[Path], on_bad: BadLines) -> CountDataset:
+def _read(name: str, paths: Sequence[Path], on_bad: BadRecords) -> CountDataset:
     *splits, vocab = paths
     vocabulary, policy = read_vocabulary(vocab), Policy(on_bad)
     train, test = (READERS[path.suffix](path, len(vocabulary), policy) for path in splits)

@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-BadLines = Literal["raise", "skip"]
+from steinvae.data.dataset import BadRecords
 
 _PIECE = 2**23  # bytes of text parsed at once
 _ROWS = 2**15  # of an npz, checked at once
@@ -54,7 +54,7 @@ class Bags(NamedTuple):
 class Policy:
     """What happens to a bad line: it raises, or it is left out and counted."""
 
-    on_bad: BadLines = "raise"
+    on_bad: BadRecords = "raise"
     skipped: Counter[str] = field(default_factory=Counter)
 
     def judge(self, path: Path, codes: np.ndarray, first_line: int, text: list[bytes]) -> None:

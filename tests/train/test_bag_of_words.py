@@ -254,7 +254,7 @@ def test_own_files_and_the_setting(tmp_path):
     (tmp_path / "vocab.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match=r"train\.feat:3: a word outside"):
         load("bag_of_words", tmp_path)
-    data = load("bag_of_words", tmp_path, bad_lines="skip")
+    data = load("bag_of_words", tmp_path, bad_records="skip")
     assert isinstance(data, CountDataset)
     assert data.skipped == {"a word outside the vocabulary": 2}
     assert (len(data.train), len(data.validation), len(data.test)) == (1, 1, 2)

@@ -16,7 +16,7 @@ SURFACE = {
     "resume",
     "data.name",
     "data.root",
-    "data.bad_lines",
+    "data.bad_records",
     "data.binarization",
     "model.codes",
     "model.hidden",

@@ -69,7 +69,7 @@ def test_a_bad_line_ends_the_command_with_its_number(root, capsys):
     settings = ["--data.name", "bag_of_words", "--data.root", str(root)]
     assert main([*settings, *SMALL, "--run_dir", str(root / "run")]) == 1
     assert "train.feat:121: a word outside the vocabulary" in capsys.readouterr().err
-    skip = ["--data.bad_lines", "skip", "--method.name", "vae"]
+    skip = ["--data.bad_records", "skip", "--method.name", "vae"]
     assert main([*settings, *SMALL, *skip, "--run_dir", str(root / "run")]) == 0
     result = json.loads((root / "run" / "result.json").read_text())
     assert result["skipped_lines"] == {"a word outside the vocabulary": 1}
