@@ -208,6 +208,10 @@ WRONG = {
         },
         "expected images in train/<class>/",
     ),
+    "flat shards of a split, which are no classes": (
+        {f"{split}/shard-0.tar": as_tar({"0.png": coded(0, 0)}) for split in ("train", "val")},
+        "expected images in train/<class>/",
+    ),
     "a compressed shard": (
         {**folders(), "train/shard-9.tar.gz": b"\x1f\x8b"},
         "expected an uncompressed tar",
