@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from steinvae.experiments.poisson_scores import Truth, compare, diagnose, encode
 from steinvae.experiments.poisson_small import documents, simulated
 from steinvae.experiments.poisson_study import FLOOR
 from steinvae.recognition import GaussianEncoder
+from steinvae.report import read_records
 
 
 def values(draws: torch.Tensor, exact: torch.Tensor) -> dict[str, float]:
@@ -133,3 +135,12 @@ def test_the_study_runs_once_and_draws_its_table_and_picture(short, tmp_path, ca
 def test_a_picture_without_finished_runs_says_what_is_missing(short, tmp_path):
     with pytest.raises(FileNotFoundError, match="run the experiment"):
         poisson_small.picture(tmp_path / "one.png", tmp_path / "runs")
+
+
+def test_every_committed_record_belongs_to_a_cell():
+    """A record that no cell matches would be measured again."""
+    table = poisson_small._table()
+    keys = [(cell.method, cell.setting(table.setting)) for cell in table.rows]
+    keys.append(("gibbs", table.floor_setting))
+    records = read_records(Path(__file__).parents[2] / "docs" / "results" / "poisson_small.jsonl")
+    assert all((each["method"], each["setting"]) in keys for each in records)

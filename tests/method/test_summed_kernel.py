@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -103,8 +105,9 @@ def test_the_setting_acts_and_is_refused_where_codes_are_weighted(make_networks,
     networks, noise = make_networks(), torch.randn(1, 6, 2).double()
     batch = Batch(pixels[:1], noise, compare=True)
     directions = []
+    joint = MethodConfig(theta_particles=1, code_particles=6)
     for kernel in ("joint", "sum"):
-        method = MethodConfig(theta_particles=1, code_particles=6, kernel=kernel)
+        method = replace(joint, kernel=kernel)
         found = stein_vae(networks, batch, method, 100)
         directions.append(found.stats["direction"])
         assert ("direction_cosine_field" in found.stats) == (kernel == "joint")
