@@ -80,9 +80,9 @@ class PoissonFactor:
         ensemble.flat.copy_(self.loadings.reshape(1, -1))
         return ensemble
 
-    def topics(self, theta: dict[str, Tensor]) -> Float[Tensor, "M V P"]:
-        """theta: what `steinvae.topics` names topics by."""
-        return theta["topics"]
+    def topics(self, theta: dict[str, Tensor]) -> tuple[Float[Tensor, "M V P"]]:
+        """theta, the one layer: what `steinvae.topics` names topics by."""
+        return (theta["topics"],)
 
     def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "n P"]:
         """Documents x ~ p(x): (count, P)."""

@@ -11,6 +11,7 @@ from scipy.stats import dirichlet
 from steinvae.models import GenerativeModel
 from steinvae.models.poisson_factor import PoissonFactor, Positivity, log_softplus
 from steinvae.stein import posterior_scores
+from steinvae.topics import TopicModel
 
 MAPS: tuple[Positivity, ...] = ("log", "softplus")
 
@@ -93,3 +94,10 @@ def test_is_a_generative_model_and_refuses_what_is_none():
         PoissonFactor(2 * net.loadings, 1.0, 1.0)
     with pytest.raises(ValueError, match="not negative"):
         PoissonFactor(-net.loadings, 1.0, 1.0)
+
+
+def test_its_topics_are_one_layer_of_every_particle():
+    net = model()
+    assert isinstance(net, TopicModel)
+    (layer,) = net.topics(net.ensemble().leaves())
+    torch.testing.assert_close(layer[0].detach(), net.loadings.float())
