@@ -20,11 +20,13 @@ CODES_AT_ONCE = 2**27
 
 
 def numbers_of_a_code(encoder: StochasticEncoder, *, jacobian: bool = False) -> int:
-    """What a backward pass keeps for a code, at most: the outputs of all layers of the encoder.
+    """What a backward pass keeps for a code, at most: the outputs of all layers of the encoder, or
+    what an encoder of convolutions says itself (`kept_per_code`).
 
     With a Jacobian there is a tangent of each for every noise dimension.
     """
-    outputs = sum(len(weight) for weight in encoder.parameters() if weight.ndim > 1)
+    dense = sum(len(weight) for weight in encoder.parameters() if weight.ndim > 1)
+    outputs: int = getattr(encoder, "kept_per_code", dense)
     return outputs * (1 + encoder.codes) if jacobian else outputs
 
 

@@ -12,17 +12,12 @@ import torch
 
 from steinvae.config import Decoder, ModelConfig
 from steinvae.count_recognition import make_count_encoder
+from steinvae.image_networks import make_image_encoder, make_image_model
 from steinvae.layered_recognition import LayeredCountEncoder
 from steinvae.models import GenerativeModel
 from steinvae.models.deep_poisson import DeepPoisson
-from steinvae.models.mlp import BernoulliMlp
 from steinvae.models.softmax_counts import SoftmaxCounts
-from steinvae.recognition import (
-    ConcatEncoder,
-    GaussianEncoder,
-    StochasticEncoder,
-    make_encoder,
-)
+from steinvae.recognition import GaussianEncoder, StochasticEncoder
 
 
 @dataclass(frozen=True)
@@ -36,21 +31,11 @@ class Family:
     """From the kind, the settings, X and the stream of its initial weights."""
 
 
-def _of_images(
-    kind: str, shape: ModelConfig, pixels: int, generator: torch.Generator
-) -> StochasticEncoder:
-    encoder = make_encoder(kind, pixels, shape.hidden, shape.codes, generator, _depth(kind, shape))
-    if isinstance(encoder, ConcatEncoder):
-        encoder.scale = shape.output_scale
-    return encoder
-
-
 def _of_counts(
     kind: str, shape: ModelConfig, words: int, generator: torch.Generator
 ) -> StochasticEncoder:
-    return make_count_encoder(
-        kind, words, shape.hidden, shape.codes, generator, _depth(kind, shape)
-    )
+    depth = shape.planar_layers if kind == "planar" else shape.flow_blocks
+    return make_count_encoder(kind, words, shape.hidden, shape.codes, generator, depth)
 
 
 def _of_layers(
@@ -64,15 +49,8 @@ def _of_layers(
     return encoder
 
 
-def _depth(kind: str, shape: ModelConfig) -> int:
-    return shape.planar_layers if kind == "planar" else shape.flow_blocks
-
-
 FAMILIES: dict[Decoder, Family] = {
-    "bernoulli": Family(
-        lambda shape, pixels: BernoulliMlp(shape.codes, tuple(reversed(shape.hidden)), pixels),
-        _of_images,
-    ),
+    "bernoulli": Family(make_image_model, make_image_encoder),
     "softmax": Family(lambda shape, words: SoftmaxCounts(shape.codes, words), _of_counts),
     "deep_poisson": Family(
         lambda shape, words: DeepPoisson(shape.layers, words, shape.gamma_shape), _of_layers

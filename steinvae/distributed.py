@@ -62,6 +62,11 @@ class World:
             raise ValueError(
                 f"trainer.batch_size must be a multiple of the {self.size} processes, got {batch}"
             )
+        if config.data.labelled:
+            raise ValueError(
+                "data.labels_per_class and label_fraction must be left out: the labelled half of a "
+                f"minibatch is not shared out over {self.size} processes; train in one process"
+            )
         if config.method.weights == "paper" and config.method.name == "stein_viwae":
             raise ValueError(
                 "method.weights is paper: these weights of the decoders are made of all images of "

@@ -5,7 +5,7 @@ Shapes: M decoders of P parameters, B images, S codes an image, d code dimension
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -41,6 +41,9 @@ class Batch(NamedTuple):
     compare: bool = False
     """Whether to compare the Stein direction with the exact field, which costs several updates."""
 
+    labels: Tensor | None = None
+    """(L,) int64 classes of the last L images; None where labels are not in use."""
+
     temperature: float = 1.0
     """T: codes are moved towards p(x, z)^(1/T)."""
 
@@ -70,6 +73,9 @@ class Gradients(NamedTuple):
 
     stats: dict[str, Tensor]
     """Scalars: distortion = mean of -log p(x | z) in nats an image, and others."""
+
+    labels: Sequence[Tensor] = ()
+    """In the order of `Networks.labels.trained()`; empty where labels are not in use."""
 
     targets: Tensor | None = None
     """(B, S, d) moved codes for further regression steps of the encoder (K > 1)."""

@@ -11,6 +11,8 @@ from steinvae.blocks import cut_blocks
 from steinvae.config import Config, MethodConfig
 from steinvae.data import step_generator
 from steinvae.decoders import FAMILIES
+from steinvae.labels.heads import make_labels
+from steinvae.labels.softmax import LabelModel
 from steinvae.models import GenerativeModel
 from steinvae.particles import ParticleEnsemble
 from steinvae.recognition import FlowEncoder, StochasticEncoder
@@ -23,6 +25,8 @@ class Networks:
     model: GenerativeModel
     theta: ParticleEnsemble
     encoder: StochasticEncoder
+    labels: LabelModel | None = None
+    """The model of labels, where they are in use."""
 
     @property
     def device(self) -> torch.device:
@@ -42,12 +46,17 @@ class Networks:
         """Numbers in one decoder, in all decoders, and in the encoder."""
         decoders, decoder = self.theta.flat.shape
         encoder = sum(parameter.numel() for parameter in self.eta())
-        return {"decoder": decoder, "decoders": decoders * decoder, "encoder": encoder}
+        count = {"decoder": decoder, "decoders": decoders * decoder, "encoder": encoder}
+        if self.labels:
+            count["labels"] = sum(item.numel() for item in self.labels.trained())
+        return count
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that training changes, by name; the tensors themselves, not copies."""
         encoder = {f"encoder.{name}": item.data for name, item in self.encoder.named_parameters()}
-        return {"theta": self.theta.flat, **encoder}
+        own = self.labels.tensors() if self.labels else {}
+        labels = {f"labels.{name}": item for name, item in own.items()}
+        return {"theta": self.theta.flat, **encoder, **labels}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Copy tensors, named and shaped as `tensors()` has them, in place."""
@@ -67,4 +76,5 @@ def build_networks(config: Config, pixels: int, device: torch.device | str) -> N
     if isinstance(encoder, FlowEncoder):
         for block in encoder.blocks:
             block.constant_gain = method.name != "flow_elbo"
-    return Networks(model, theta, encoder.to(device))
+    labels = make_labels(config, device) if config.data.labelled else None
+    return Networks(model, theta, encoder.to(device), labels)

@@ -54,7 +54,7 @@ def stein_vae(networks: Networks, batch: Batch, method: MethodConfig, data_size:
         data_size=data_size,
         pairing=Pairing(method.pairing, permutation=batch.permutation),
     )
-    return _move(networks, batch, method, data_size, drawn, scores)
+    return move(networks, batch, method, data_size, drawn, scores)
 
 
 def stein_viwae(
@@ -93,13 +93,13 @@ def stein_viwae(
         pairing=pairing,
         log_ratio=log_ratio if kind in ("theta", "both") else None,
     )
-    weights = _Weights()
+    weights = Weights()
     if log_ratio is not None:
-        weights = _weigh(scores, log_ratio, pairing, method, networks.theta.particles)
-    return _move(networks, batch, method, data_size, drawn, scores, weights)
+        weights = weigh(scores, log_ratio, pairing, method, networks.theta.particles)
+    return move(networks, batch, method, data_size, drawn, scores, weights)
 
 
-class _Weights:
+class Weights:
     """Weights of the two directions, where they have any, and what to log of them."""
 
     def __init__(
@@ -111,12 +111,13 @@ class _Weights:
         self.codes, self.theta, self.stats = codes, theta, stats or {}
 
 
-def _weigh(
+def weigh(
     scores: Scores, log_ratio: Tensor, pairing: Pairing, method: MethodConfig, decoders: int
-) -> _Weights:
+) -> Weights:
+    """The weights of Stein VIWAE from the pairs' log-likelihoods and log p(z) - log q(z | x)."""
     group = pairing.group
     if scores.weights is not None and method.weights == "theta":
-        return _Weights(stats={"effective_samples": effective_samples(scores.weights, group)})
+        return Weights(stats={"effective_samples": effective_samples(scores.weights, group)})
     if method.weights == "paper":
         log_weights = scores.log_likelihood + pairing.deal(log_ratio, decoders)
         printed = printed_weights(log_weights, decoders // group, group)
@@ -126,29 +127,29 @@ def _weigh(
         }
         tuples = log_ratio.shape[1] // group
         to_theta = printed.theta.repeat(decoders // group) / (decoders // group)
-        return _Weights(printed.codes.repeat(1, tuples), to_theta, stats)
+        return Weights(printed.codes.repeat(1, tuples), to_theta, stats)
     # One decoder is a draw of theta; several are averaged as densities, not as logarithms.
     log_likelihood = scores.log_likelihood
     if method.pairing == "full":
         log_likelihood = log_likelihood.logsumexp(0, keepdim=True)
     weights = group_weights(pairing.collect(log_likelihood) + log_ratio, group)
-    return _Weights(weights, stats={"effective_samples": effective_samples(weights, group)})
+    return Weights(weights, stats={"effective_samples": effective_samples(weights, group)})
 
 
-def _move(
+def move(
     networks: Networks,
     batch: Batch,
     method: MethodConfig,
     data_size: int,
     drawn: Drawn,
     scores: Scores,
-    weights: _Weights | None = None,
+    weights: Weights | None = None,
 ) -> Gradients:
     """Both directions from the scores, and the encoder's gradient from the codes'.
 
     Annealing divides the score of the codes by the temperature; that of theta has none.
     """
-    weights = weights or _Weights()
+    weights = weights or Weights()
     scores = scores._replace(codes=scores.codes / batch.temperature)
     codes = drawn.codes
     blocks, scale = networks.kernel_blocks(method), networks.encoder.kernel_scale(batch.pixels)

@@ -30,25 +30,39 @@ class Optimizer:
     def __init__(self, networks: Networks, config: OptimizerConfig) -> None:
         self._config = config
         self._theta, self._eta = networks.theta.flat, networks.eta()
+        self._labels = networks.labels.trained() if networks.labels else []
+        groups = [[self._theta], self._eta, *([self._labels] if self._labels else [])]
         self._adam = torch.optim.Adam(
-            [{"params": [self._theta]}, {"params": self._eta}], lr=config.learning_rate, fused=True
+            [{"params": group} for group in groups], lr=config.learning_rate, fused=True
         )
 
-    def apply(self, step: int, theta: Tensor | None, eta: Sequence[Tensor]) -> float:
-        """One update; `theta=None` leaves the decoders alone. Returns the gradient norm.
+    def apply(
+        self,
+        step: int,
+        theta: Tensor | None,
+        eta: Sequence[Tensor],
+        labels: Sequence[Tensor] = (),
+    ) -> float:
+        """One update; `theta=None` leaves the decoders alone, no `labels` the label decoders.
+
+        Returns the gradient norm.
 
         Where the norm is not finite nothing changes, moments and their step count included.
         """
-        gradients = [*eta] if theta is None else [theta, *eta]
+        gradients = [*eta, *labels] if theta is None else [theta, *eta, *labels]
         norm = float(torch.nn.utils.get_total_norm(gradients))
         if not isfinite(norm):
             return norm
         self._theta.grad = theta
         for parameter, gradient in zip(self._eta, eta, strict=True):
             parameter.grad = gradient
-        decoders, encoder = self._adam.param_groups
+        for index, parameter in enumerate(self._labels):
+            parameter.grad = labels[index] if labels else None
+        decoders, encoder, *label_decoders = self._adam.param_groups
         decoders["lr"] = learning_rate(self._config, step)
         encoder["lr"] = self._config.encoder_factor * decoders["lr"]
+        for group in label_decoders:
+            group["lr"] = decoders["lr"]
         self._adam.step()
         self._adam.zero_grad()  # or they would be held until the next ones are there
         return norm
@@ -57,7 +71,7 @@ class Optimizer:
         """Adam's state by name; empty before the first update."""
         return {
             f"adam.{index}.{name}": state[name]
-            for index, parameter in enumerate((self._theta, *self._eta))
+            for index, parameter in enumerate(self._parameters())
             if (state := self._adam.state.get(parameter))
             for name in _MOMENTS
         }
@@ -67,10 +81,13 @@ class Optimizer:
         groups = self._adam.state_dict()["param_groups"]
         state = {
             index: {name: _laid_out(tensors[f"adam.{index}.{name}"], like) for name in _MOMENTS}
-            for index, like in enumerate((self._theta, *self._eta))
+            for index, like in enumerate(self._parameters())
             if f"adam.{index}.step" in tensors
         }
         self._adam.load_state_dict({"state": state, "param_groups": groups})
+
+    def _parameters(self) -> list[Tensor]:
+        return [self._theta, *self._eta, *self._labels]
 
 
 def _laid_out(saved: Tensor, like: Tensor) -> Tensor:

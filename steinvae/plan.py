@@ -120,6 +120,8 @@ def make_plan(config: Config) -> Plan:
             "--plan: model.decoder must be bernoulli or softmax, got 'deep_poisson', whose work "
             "goes with the words that documents have"
         )
+    if model.network == "conv":
+        raise ValueError("--plan: model.network must be mlp; convolutions are not planned")
     pixels, images = PIXELS[config.data.name], settings.batch_size
     kind = method.encoder_kind(model)
     between = () if config.data.name in COUNTS else tuple(reversed(model.hidden))
@@ -183,7 +185,8 @@ def _encoder_layers(kind: str, model: ModelConfig, pixels: int) -> list[tuple[in
         return [(pixels, hidden[0]), (codes, hidden[0]), *pairwise((*hidden, codes))]
     gaussian = [*pairwise((pixels, *hidden)), (last, 2 * codes)]
     blocks = {"flow": model.flow_blocks, "residual": 1}.get(kind, 0)
-    block = [(last, last), (codes, last), (last, last), (last, codes)]
+    width = model.noise_hidden or last
+    block = [(last, width), (codes, width), (width, width), (width, codes)]
     planar = [(last, model.planar_layers * (2 * codes + 1))] if kind == "planar" else []
     below = [(last, codes * (codes - 1) // 2)] if kind == "triangular" else []
     return [*gaussian, *blocks * block, *planar, *below]
@@ -196,13 +199,14 @@ def _kept(kind: str, model: ModelConfig, tangents: bool) -> int:
         return codes + sum(model.hidden) + codes
     blocks = {"flow": model.flow_blocks, "residual": 1}.get(kind, 0)
     layers = model.planar_layers if kind == "planar" else 0
-    own = codes + blocks * (2 * last + codes) + layers * (codes + 4)
-    return own + codes * blocks * (4 * last + 6 * codes) if tangents else own
+    width = model.noise_hidden or last
+    own = codes + blocks * (2 * width + codes) + layers * (codes + 4)
+    return own + codes * blocks * (4 * width + 6 * codes) if tangents else own
 
 
 def _tangents(model: ModelConfig, codes: int) -> int:
     """Numbers of the largest chunk of Jacobians: a layer's tangents, its slope, and the next's."""
-    last = model.hidden[-1]
+    last = model.noise_hidden or model.hidden[-1]
     at_once = max(1, JACOBIANS_AT_ONCE // (model.codes * max(last, model.codes)))
     return 3 * min(codes, at_once) * model.codes * last
 

@@ -18,6 +18,8 @@ UNITS = {
     "negative_bound": "nats per image",
     "negative_log_likelihood": "nats per image",
     "nll": "nats per image",
+    "label_nll": "nats per image",
+    "label_error": "fraction of images",
     "distortion": "nats per image",
     "rate": "nats per image",
     "kl": "nats per image",

@@ -54,6 +54,22 @@ def mnist() -> Config:
     )
 
 
+def mnist_labels() -> Config:
+    """Table 3 of Pu et al. 2017 on a short budget: 600-600 softplus, 50 codes, 100 labels a class.
+
+    `--model.network conv --model.hidden [32,64] --model.activation tanh` for its convolutions.
+    """
+    return Config(
+        preset="mnist_labels",
+        data=DataConfig(name="mnist", binarization="dynamic", labels_per_class=100),
+        model=ModelConfig(codes=50, hidden=(600, 600), activation="softplus", noise_hidden=200),
+        method=MethodConfig(code_particles=5, theta_particles=1),
+        optimizer=OptimizerConfig(learning_rate=1e-3, decay_steps=1500),
+        trainer=TrainerConfig(max_steps=1500, batch_size=64, log_every=50, monitor_every=0),
+        evaluation=EvaluationConfig(images=200, samples=1000),
+    )
+
+
 def text() -> Config:
     """20 Newsgroups by NVDM, a Gaussian VAE on counts: 256 tanh, 50 codes, 60 epochs."""
     return Config(
@@ -127,6 +143,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "digits": digits,
     "mnist_small": mnist_small,
     "mnist": mnist,
+    "mnist_labels": mnist_labels,
     "text": text,
     "text_deep": text_deep,
     "paper": paper,

@@ -88,6 +88,10 @@ def write_report(
         _check_keys("write_report: result['nll']", NLL_KEYS, each["nll"])
     title = f"# {result['method']} on {result['data_set']} ({result['binarization']})"
     sections = [title, _nll_section(results)]
+    if "labels" in result:
+        from steinvae.labels.results import label_section
+
+        sections.append(label_section(results))
     if "perplexity" in result:
         sections += [_perplexity_section(results), _topics_section(result)]
     sections.append(_run_section(result))

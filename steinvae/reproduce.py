@@ -24,6 +24,7 @@ EXPERIMENTS = (
     "stein_encoder",
     "table1",
     "table2",
+    "table3",
 )
 
 

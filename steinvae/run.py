@@ -24,6 +24,7 @@ from steinvae.config_tree import from_dict, to_dict
 from steinvae.data import CountDataset, Dataset, load, step_generator
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.folder import check_same, choose_run_dir
+from steinvae.labels.results import label_results, write_chosen
 from steinvae.logging import JSONL, MetricsWriter, Progress
 from steinvae.networks import Networks, build_networks
 from steinvae.perplexity import text_results
@@ -93,6 +94,8 @@ def prepare(config: Config, dataset: Dataset, run_dir: Path, world: World | None
         trainer.resume()
     if world is not None and not world.leads:
         return trainer
+    if trainer.labelled:
+        write_chosen(run_dir, trainer.labelled, dataset, config)
     text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
     write_text(run_dir / CONFIG, text)
     return trainer
@@ -148,6 +151,10 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     if (run_dir / JSONL).stat().st_size:
         save_curves(run_dir / "curves.png", run_dir / JSONL)
     result = describe(trainer, measure(trainer.config, dataset, networks), selected)
+    if trainer.labelled:
+        result["labels"] = label_results(
+            networks, dataset, trainer.labelled, trainer.config, run_dir
+        )
     write_result(run_dir, result)
     return result
 
@@ -186,7 +193,7 @@ def describe(trainer: Trainer, estimate: Estimate, selected: int) -> dict[str, A
         "selected_step": selected,
         "seconds": round(trainer.state["seconds"], 3),
         "cpu_seconds": round(trainer.state["cpu_seconds"], 3),
-        "parameters": count["decoders"] + count["encoder"],
+        "parameters": count["decoders"] + count["encoder"] + count.get("labels", 0),
         "nll": nll(estimate),
         "nll_single_decoder": estimate.single,
         "decoders": trainer.networks.theta.particles,

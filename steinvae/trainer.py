@@ -18,7 +18,9 @@ from steinvae import checkpoint
 from steinvae.config import Config
 from steinvae.data import BatchSampler, Dataset, step_generator
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
+from steinvae.density.likelihood import noise_dimension
 from steinvae.gradients import Batch, temperature
+from steinvae.labels.training import Labelled
 from steinvae.logging import MetricsWriter, Progress
 from steinvae.networks import Networks, build_networks
 from steinvae.objectives import OBJECTIVES, regression_gradients
@@ -51,8 +53,12 @@ class Trainer:
         self.networks = networks or build_networks(config, pixels, self.device)
         self.optimizer = Optimizer(self.networks, config.optimizer)
         batch_size = config.trainer.batch_size
-        self._sampler = BatchSampler(len(dataset.train), batch_size, config.seed)
-        self._objective = OBJECTIVES[config.method.name]
+        self.labelled = Labelled(config, dataset) if config.data.labelled else None
+        if self.labelled is None:
+            self._sampler = BatchSampler(len(dataset.train), batch_size, config.seed)
+            self._objective = OBJECTIVES[config.method.name]
+        else:
+            self._sampler, self._objective = self.labelled.sampler, self.labelled.objective
         self._best: dict[str, Tensor] = {}
         self.state: dict[str, Any] = {
             "best_value": None,
@@ -104,6 +110,8 @@ class Trainer:
             estimate = self.validate()
             self._remember(estimate)
             record["validation/nll"] = estimate.value
+            if self.labelled:
+                record |= self.labelled.validate(self.networks)
         return record
 
     def update(self, step: int, *, monitor: bool) -> dict[str, float]:
@@ -116,7 +124,7 @@ class Trainer:
         method = self.config.method
         gradients = self._objective(self.networks, batch, method, len(self.dataset.train))
         theta = None if method.fixed_theta else gradients.theta
-        norm = self.optimizer.apply(step, theta, gradients.eta)
+        norm = self.optimizer.apply(step, theta, gradients.eta, gradients.labels)
         if self._count(norm, step) and gradients.targets is not None:
             for _ in range(method.regression_steps - 1):
                 further = regression_gradients(
@@ -139,11 +147,13 @@ class Trainer:
         pixels = self.dataset.train.batch(indices, step_generator(seed, step, "binarization"))
         generator = step_generator(seed, step, "noise")
         rows = 1 if method.shared_noise else len(indices)
-        shape = (rows, method.codes_per_image, self.networks.encoder.codes)
+        shape = (rows, method.codes_per_image, noise_dimension(self.networks.encoder))
         noise = torch.randn(shape, generator=generator)
         order = torch.randperm(method.code_particles, generator=generator)
         pixels, noise, order = (item.to(self.device) for item in (pixels, noise, order))
-        batch = Batch(pixels, noise, order, monitor, temperature=temperature(method, step))
+        labels = self.labelled.labels(indices).to(self.device) if self.labelled else None
+        heat = temperature(method, step)
+        batch = Batch(pixels, noise, order, monitor, labels=labels, temperature=heat)
         if method.mass_rate == 0:
             return batch
         shape = (rows, method.mass_codes, noise.shape[-1])
@@ -174,8 +184,11 @@ class Trainer:
 
         Without a validation at the last step, one is made here. It is kept out of the checkpoint:
         a longer run, which would not validate at this step, continues from the same state.
+
+        Where labels are in use the last parameters stay: the best image model is not the best
+        classifier, and the validation images' labels choose nothing.
         """
-        if self.state["best_step"] is None:
+        if self.state["best_step"] is None or self.labelled:
             return self.step
         validated = self.step % self.config.trainer.validate_every == 0
         if not validated and self.validate().value < self.state["best_value"]:

@@ -18,6 +18,7 @@ from jaxtyping import install_import_hook
 # The hook wants the checker by a dotted name; an int passes for a float, as PEP 484 has it.
 SHAPED = (
     "density",
+    "labels",
     "models",
     "monitor",
     "pairs",

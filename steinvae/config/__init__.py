@@ -10,14 +10,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from steinvae.config._checks import require
-from steinvae.config.data import COUNTS, Binarization, DataConfig
-from steinvae.config.method import GROUPED, MethodConfig, MethodName, Rule
+from steinvae.config.data import CLASSES, COUNTS, Binarization, DataConfig
+from steinvae.config.method import GROUPED, LABELLED, MethodConfig, MethodName, Rule
 from steinvae.config.model import Decoder, ModelConfig
 from steinvae.config.training import EvaluationConfig, OptimizerConfig, TrainerConfig
 
 __all__ = [
+    "CLASSES",
     "COUNTS",
     "GROUPED",
+    "LABELLED",
     "Binarization",
     "Config",
     "DataConfig",
@@ -59,6 +61,8 @@ class Config:
         require(0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1", self.seed)
         self._check_decoder()
         self._check_density()
+        self._check_labels()
+        self._check_networks()
 
     @property
     def decoder(self) -> Decoder:
@@ -97,3 +101,36 @@ class Config:
         require(not method.move_codes, "method.move_codes", moved, method.move_codes)
         injective = f"flow, gaussian or triangular for method.name flow_elbo; {encoder} folds"
         require(method.name != "flow_elbo", "model.encoder", injective, encoder)
+
+    def _check_labels(self) -> None:
+        """What is for labels is refused without any, and labels where a method cannot use them."""
+        method, labelled = self.method, self.data.labelled
+        without = "where no labels are in use: give data.labels_per_class or data.label_fraction"
+        for name in ("zeta", "label_particles"):
+            value = getattr(method, name)
+            require(labelled or value is None, f"method.{name}", f"left out {without}", value)
+        needs = method.name in ("m2", "supervised")
+        require(labelled or not needs, "method.name", f"another {without}", method.name)
+        can = not labelled or method.name in LABELLED
+        require(can, "method.name", f"one of {LABELLED} where labels are in use", method.name)
+        blind = "off where labels are in use, which its importance weights do not know"
+        for name in ("mass_rate", "move_codes"):
+            value = getattr(method, name)
+            require(not labelled or not value, f"method.{name}", blind, value)
+        weighed = not needs or method.zeta is None
+        unused = f"left out for method.name {method.name}, which has no such weight"
+        require(weighed, "method.zeta", unused, method.zeta)
+
+    def _check_networks(self) -> None:
+        """Convolutions are for images, and have no planar layers."""
+        conv = self.model.network == "conv"
+        images = not conv or self.data.name not in COUNTS
+        require(images, "model.network", f"mlp for data.name {self.data.name}", "conv")
+        planar = conv and self.method.name == "planar_flow"
+        require(not planar, "model.network", "mlp for method.name planar_flow", "conv")
+        if self.data.name in COUNTS:
+            model, of_counts = self.model, f"for data.name {self.data.name}"
+            plain = model.activation == "tanh"
+            require(plain, "model.activation", f"tanh {of_counts}", model.activation)
+            unset = model.noise_hidden is None
+            require(unset, "model.noise_hidden", f"left out {of_counts}", model.noise_hidden)

@@ -11,6 +11,10 @@ Binarization = Literal["fixed", "dynamic", "none"]
 COUNTS = ("20news", "nyt", "rcv1", "bag_of_words")
 """Data sets of documents as counts of words."""
 
+CLASSES = {"digits": 10, "mnist": 10}
+"""C, of every data set whose images have labels. Binarised MNIST has none: its rows are in an order
+of their own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -32,7 +36,17 @@ class DataConfig:
     bad_records: Literal["raise", "skip"] = "raise"
     """A bad line of a file of counts: an error that names it, or left out and counted."""
 
+    labels_per_class: int | None = None
+    """Training images of each class whose label is used; the rest train without one."""
+
+    label_fraction: float | None = None
+    """The same as a fraction of each class, between 0 and 1."""
+
+    split_seed: int = 0
+    """Seed of the choice of labelled images, whatever the seed of the run."""
+
     def __post_init__(self) -> None:
+        self._check_labels()
         only_fixed = self.name == "binarized_mnist"
         require(
             not only_fixed or self.binarization == "fixed",
@@ -40,3 +54,21 @@ class DataConfig:
             "'fixed' for data.name binarized_mnist, whose grey levels are not distributed",
             self.binarization,
         )
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels are in use."""
+        return self.labels_per_class is not None or self.label_fraction is not None
+
+    def _check_labels(self) -> None:
+        count, fraction, seed = self.labels_per_class, self.label_fraction, self.split_seed
+        require(count is None or count >= 1, "data.labels_per_class", "at least 1", count)
+        between = fraction is None or 0 < fraction < 1
+        require(between, "data.label_fraction", "between 0 and 1", fraction)
+        both = "left out where data.labels_per_class is given"
+        require(count is None or fraction is None, "data.label_fraction", both, fraction)
+        require(0 <= seed < 2**32, "data.split_seed", "between 0 and 2**32 - 1", seed)
+        unused = "0 where data.labels_per_class and data.label_fraction choose no labels"
+        require(self.labelled or seed == 0, "data.split_seed", unused, seed)
+        named = f"one of {sorted(CLASSES)}, whose images have labels, for data.labels_per_class"
+        require(not self.labelled or self.name in CLASSES, "data.name", named, self.name)

@@ -17,9 +17,13 @@ MethodName = Literal[
     "planar_flow",
     "vae_weighted_decoder",
     "flow_elbo",
+    "m2",
+    "supervised",
 ]
 GROUPED = ("stein_viwae", "vae_weighted_decoder", "flow_elbo")
 """Methods whose code_particles counts groups of importance_samples codes."""
+LABELLED = ("stein_vae", "stein_viwae", "vae", "m2", "supervised")
+"""Methods that can use labels; m2 and supervised do nothing without."""
 
 ANNEALED = "positive for a method.temperature above 1, else 0"
 
@@ -31,7 +35,8 @@ class MethodConfig:
     name: MethodName = "stein_vae"
     """stein_vae: Algorithm 1 of Pu et al. 2017; stein_viwae: section 3. Baselines: vae, iwae,
     planar_flow; vae_weighted_decoder: an ELBO encoder with the decoder gradient of stein_viwae;
-    flow_elbo: the flow encoder by its exact ELBO gradient."""
+    flow_elbo: the flow encoder by its exact ELBO gradient. With labels alone: m2, M1+M2 of Kingma
+    et al. 2014; supervised, encoder and label decoder on the labelled images."""
 
     self_term: Literal["leave_one_out", "include"] = "leave_one_out"
     """Does a code enter its own kernel average? include: eq. 5 as printed, which collapses."""
@@ -62,6 +67,14 @@ class MethodConfig:
     pairing: Literal["full", "strat"] = "full"
     """full: every decoder sees every code; strat: the codes are dealt out to the decoders."""
 
+    label_particles: int | None = None
+    """Label decoders of Stein methods; 20 where labels are in use (a linear layer each). The
+    baselines train one whatever this says."""
+
+    zeta: float | None = None
+    """Weight of log p(y | z) beside log p(x | z) in the codes of labelled images. By default X/(C
+    rho): X pixels, C classes, rho the labelled half of a minibatch."""
+
     bandwidth: Rule | float = "liu_wang"
     """Kernel bandwidth h of the codes, one per image: a rule, or h itself in squared code units."""
 
@@ -78,7 +91,8 @@ class MethodConfig:
     sum sees the shape of every marginal where many dimensions drown it in the joint kernel."""
 
     theta_bandwidth: Rule | float = "liu_wang"
-    """Kernel bandwidth h of the decoders: a rule, or h itself in squared parameter units."""
+    """Kernel bandwidth h of the decoders: a rule, or h itself in squared parameter units. Label
+    decoders have an h of their own by the same rule."""
 
     regression_steps: int = 1
     """K of eq. (7): optimiser steps of the encoder towards the moved codes."""
@@ -135,6 +149,13 @@ class MethodConfig:
         allowed = entropy == 1 if alone else 0 < entropy < float("inf")
         fitting = f"{1 if alone else 'positive'} for method.name {self.name}"
         require(allowed, "method.entropy_weight", fitting, entropy)
+        alone = self.name != "m2" or codes >= 2
+        both = "at least 2 for method.name m2: one of M1, the noise of M2"
+        require(alone, "method.code_particles", both, codes)
+        heads, zeta = self.label_particles, self.zeta
+        require(heads is None or heads >= 1, "method.label_particles", "at least 1", heads)
+        positive = zeta is None or 0 < zeta < float("inf")
+        require(positive, "method.zeta", "positive", zeta)
         k = self.importance_samples
         require(k >= 1, "method.importance_samples", "at least 1", k)
         if self.is_stein:
@@ -175,6 +196,11 @@ class MethodConfig:
         groups = self.name == "stein_viwae" and self.weights == "paper"
         per_particle = self.importance_samples if groups else 1
         return self.theta_particles * per_particle if self.is_stein else 1
+
+    @property
+    def label_decoders(self) -> int:
+        """Label decoders that are trained, where labels are in use."""
+        return (self.label_particles or 20) if self.is_stein else 1
 
     def _check_annealing(self) -> None:
         hot, steps = self.temperature, self.annealing_steps

@@ -12,14 +12,23 @@ Decoder = Literal["bernoulli", "softmax", "deep_poisson"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The networks: tanh MLPs on both sides, Bernoulli pixels; for counts the encoder sees
-    log(1 + n), and the decoder is one linear layer and a softmax (NVDM) or layers of gammas."""
+    """The networks: MLPs or convolutions on both sides, Bernoulli pixels; for counts the encoder
+    sees log(1 + n), and the decoder is one linear layer and a softmax (NVDM) or layers of gammas.
+    """
+
+    network: Literal["mlp", "conv"] = "mlp"
+    """conv: 5x5 convolutions of stride 2 with leaky ReLU and one linear layer, for square images;
+    the decoder mirrors them."""
+
+    activation: Literal["tanh", "softplus"] = "tanh"
+    """Of the hidden layers of an mlp. The noise networks of flow and residual stay tanh."""
 
     codes: int = 8
     """Dimension d of a code z."""
 
     hidden: tuple[int, ...] = (128, 128)
-    """Units of each hidden layer, from the pixels to the code; the decoder mirrors them."""
+    """Units of each hidden layer, from the pixels to the code, or kernels of each convolution; the
+    decoder mirrors them."""
 
     decoder: Decoder | None = None
     """p(x | z): bernoulli for images; softmax (NVDM) or deep_poisson for counts of words. None: the
@@ -34,7 +43,12 @@ class ModelConfig:
     encoder: Literal["flow", "residual", "concat", "gaussian", "triangular", "layered"] = "flow"
     """Form of z = f(x, xi) for Stein methods and flow_elbo. flow is injective in xi; gaussian and
     triangular (any covariance) are affine in it; layered draws the codes of deep_poisson layer by
-    layer (flow_elbo only). The other methods use the Gaussian part, planar_flow its own layers."""
+    layer (flow_elbo only). The other methods use the Gaussian part, planar_flow its own layers.
+    concat of convolutions takes the noise as a second plane beside the image."""
+
+    noise_hidden: int | None = None
+    """Units of the two hidden layers of a noise network of flow or residual; by default those of
+    the last hidden layer (200 for convolutions). The bound of its gain costs their cube a step."""
 
     flow_blocks: int = 1
     """Blocks of the flow encoder; each stretches at most 1.9 times, and far modes need several."""
@@ -51,6 +65,16 @@ class ModelConfig:
         require(widths, "model.hidden", "one or more positive widths", self.hidden)
         self._check_layers()
         require(self.output_scale > 0, "model.output_scale", "positive", self.output_scale)
+        plain = self.network == "mlp" or self.activation == "tanh"
+        require(plain, "model.activation", "tanh for model.network conv, unused", self.activation)
+        bent = f"another than concat for model.activation {self.activation}"
+        ready = self.activation == "tanh" or self.encoder != "concat"
+        require(ready, "model.encoder", bent, self.encoder)
+        ready = self.network == "mlp" or self.encoder in ("flow", "gaussian", "concat")
+        conv = "flow, gaussian or concat for model.network conv"
+        require(ready, "model.encoder", conv, self.encoder)
+        noise = self.noise_hidden
+        require(noise is None or noise >= 1, "model.noise_hidden", "at least 1", noise)
         for name in ("flow_blocks", "planar_layers"):
             require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
 

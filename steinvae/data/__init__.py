@@ -9,6 +9,7 @@ from steinvae.data import bag_of_words, binarized_mnist, digits, mnist
 from steinvae.data.binarize import BINARIZATION_SEED
 from steinvae.data.dataset import Binarization, Dataset, Examples, Split
 from steinvae.data.documents import CountDataset, Documents
+from steinvae.data.labelled import LabelledSampler, choose_labelled
 from steinvae.data.registry import load, names, register, register_counts
 from steinvae.data.sampling import BatchSampler, step_generator
 
@@ -20,9 +21,11 @@ __all__ = [
     "Dataset",
     "Documents",
     "Examples",
+    "LabelledSampler",
     "Split",
     "bag_of_words",
     "binarized_mnist",
+    "choose_labelled",
     "digits",
     "load",
     "mnist",

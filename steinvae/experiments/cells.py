@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from steinvae.config import GROUPED, Config
+from steinvae.config import GROUPED, Config, ModelConfig
 from steinvae.data import Dataset
 from steinvae.report import append_records, read_records, tidy_record
 from steinvae.run import RESULT, load_data, prepare, train
@@ -21,6 +21,8 @@ from steinvae.trainer import use_threads
 METRIC = "test_nll"
 
 Record = dict[str, Any]
+
+_MODEL = vars(ModelConfig())
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,22 @@ class Cell:
             further["planar_layers"] = model.planar_layers
         if method.name == "iwae" and method.iwae_gradient != "standard":
             further["iwae_gradient"] = method.iwae_gradient
-        return further
+        return further | self._networks() | self._labels()
+
+    def _networks(self) -> dict[str, Any]:
+        model = self.config.model
+        names = ("network", "activation", "noise_hidden")
+        return {name: own for name in names if (own := getattr(model, name)) != _MODEL[name]}
+
+    def _labels(self) -> dict[str, Any]:
+        data, method = self.config.data, self.config.method
+        if not data.labelled:
+            return {}
+        names = ("labels_per_class", "label_fraction", "split_seed")
+        labels = {name: own for name in names if (own := getattr(data, name)) is not None}
+        if method.is_stein:
+            labels["label_decoders"] = method.label_decoders
+        return labels | ({} if method.zeta is None else {"zeta": method.zeta})
 
     def matches(self, record: Record) -> bool:
         """Whether the record is this cell's."""

@@ -1,11 +1,13 @@
-"""Gradients of Bernoulli pixels behind a tanh MLP, written out: no autograd graph.
+"""Gradients of Bernoulli pixels behind an MLP, written out: no autograd graph.
 
 With delta_l the derivative of a pair's log-likelihood in the pre-activation of layer l, and w its
 importance weight,
 
-    delta_L = x - sigmoid(logits),   delta_l = (delta_{l+1} W_{l+1}^T) * (1 - h_l^2)
+    delta_L = x - sigmoid(logits),   delta_l = (delta_{l+1} W_{l+1}^T) * slope(h_l)
     grad_W_l = sum_pairs w h_{l-1}^T delta_l,   grad_b_l = sum_pairs w delta_l
     grad_z = delta_1 W_1^T
+
+with slope(h) = 1 - h^2 for tanh and 1 - e^-h for softplus, from the output h alone.
 
 A weight scales rows of the products over pairs and nothing else, so one pass gives the weighted
 gradients of the decoders and the unweighted ones of the codes.
@@ -63,6 +65,7 @@ def bernoulli_gradients(
     pixels: Tensor,
     gradients: Layers,
     *,
+    hidden: Hidden | None = None,
     weigh: Weigh | None = None,
     group: int = 1,
     fresh: bool = True,
@@ -70,7 +73,7 @@ def bernoulli_gradients(
     """One pass over all pairs; `gradients` get sum_pairs w grad log p(x | z, theta) in each layer.
 
     They are written where `fresh`, else added to. `weigh` gives w from log-likelihoods of blocks
-    with whole groups of `group` codes; without it w = 1.
+    with whole groups of `group` codes; without it w = 1. `hidden` is tanh by default.
 
     Shapes: codes (M or 1, B, n, d), pixels (B, X) in [0, 1].
     """
@@ -79,12 +82,12 @@ def bernoulli_gradients(
     found = codes.new_empty(decoders, images, samples)
     to_codes = codes.new_empty(decoders, images, samples, dimension)
     weights = None if weigh is None else torch.empty_like(found)
-    space = _Workspace(codes)
+    space, hidden = _Workspace(codes), hidden or HIDDEN["tanh"]
     widest = max(weight.shape[-1] for weight, _ in layers)
     for block in blocks(found.shape, group, widest, codes.device.type):
         own = [(weight[block[0]], bias[block[0]]) for weight, bias in layers]
         sums = [(weight[block[0]], bias[block[0]]) for weight, bias in gradients]
-        inputs, logits = _forward(own, codes[block].flatten(1, 2), space)
+        inputs, logits = _forward(own, codes[block].flatten(1, 2), hidden, space)
         shape = found[block].shape
         outputs, x = logits.view(*shape, -1), pixels[block[1], None]
         found[block] = _log_likelihood(outputs, x, space)
@@ -94,7 +97,9 @@ def bernoulli_gradients(
             w = weights[block].flatten(1)[..., None]
         torch.sub(x, outputs, out=outputs)  # they hold sigmoid(logits) by now
         beta = 0.0 if fresh and block[1].start == block[2].start == 0 else 1.0
-        to_codes[block] = _backward(own, sums, inputs, logits, w, beta, space).view(*shape, -1)
+        to_codes[block] = _backward(*(own, sums, inputs, logits, w, beta, hidden, space)).view(
+            *shape, -1
+        )
     return ClosedForm(found, to_codes, weights)
 
 
@@ -120,6 +125,34 @@ def tanh_(u: Tensor) -> Tensor:
     return u.mul_(2).sigmoid_().mul_(2).sub_(1)
 
 
+def _through_tanh_(delta: Tensor, h: Tensor) -> Tensor:
+    return torch.ops.aten.tanh_backward.grad_input(delta, h, grad_input=delta)
+
+
+def _softplus_(u: Tensor) -> Tensor:
+    return torch.ops.aten.softplus.out(u, out=u)
+
+
+def _through_softplus_(delta: Tensor, h: Tensor) -> Tensor:
+    return delta.mul_(h.neg_().expm1_().neg_())
+
+
+class Hidden(NamedTuple):
+    """A hidden layer's function, in place."""
+
+    activate_: Callable[[Tensor], Tensor]
+    """u -> h."""
+
+    pull_back_: Callable[[Tensor, Tensor], Tensor]
+    """(delta, h) -> delta times the slope at h, in place of delta; h is used up."""
+
+
+HIDDEN = {
+    "tanh": Hidden(tanh_, _through_tanh_),
+    "softplus": Hidden(_softplus_, _through_softplus_),
+}
+
+
 class _Workspace:
     """Buffers by name, as large as the largest block that asked for them."""
 
@@ -133,14 +166,16 @@ class _Workspace:
         return self._buffers[name][:count].view(shape)
 
 
-def _forward(layers: Layers, z: Tensor, space: _Workspace) -> tuple[list[Tensor], Tensor]:
+def _forward(
+    layers: Layers, z: Tensor, hidden: Hidden, space: _Workspace
+) -> tuple[list[Tensor], Tensor]:
     """The input of every layer, and the logits: (m, r, width) each."""
     inputs = [z]
     for number, (weight, bias) in enumerate(layers):
         out = space(f"layer {number}", (*z.shape[:2], weight.shape[-1]))
         torch.baddbmm(bias, inputs[-1], weight, out=out)
         if number < len(layers) - 1:
-            tanh_(out)
+            hidden.activate_(out)
         inputs.append(out)
     return inputs[:-1], inputs[-1]
 
@@ -169,6 +204,7 @@ def _backward(
     delta: Tensor,
     w: Tensor | None,
     beta: float,
+    hidden: Hidden,
     space: _Workspace,
 ) -> Tensor:
     """Gradients in the codes (m, r, d); `sums` become beta times themselves plus this block's."""
@@ -183,5 +219,5 @@ def _backward(
         torch.add(total, of_bias, alpha=beta, out=of_bias) if beta else of_bias.copy_(total)
         delta = torch.bmm(delta, weight.mT, out=space(f"delta {number}", h.shape))
         if number:
-            torch.ops.aten.tanh_backward.grad_input(delta, h, grad_input=delta)
+            hidden.pull_back_(delta, h)
     return delta

@@ -5,7 +5,7 @@ Shapes: M decoders, B images of X pixels, n codes an image, d code dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -14,12 +14,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steinvae.models.closed_form import ClosedForm, Layers, Weigh, bernoulli_gradients
+from steinvae.models.closed_form import HIDDEN, ClosedForm, Layers, Weigh, bernoulli_gradients
 from steinvae.particles import Parameter
+
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {"tanh": torch.tanh, "softplus": F.softplus}
 
 
 class BernoulliMlp:
-    """p(x | z, theta) = prod_i Bernoulli(x_i; sigmoid(l_i(z, theta))), l a tanh MLP.
+    """p(x | z, theta) = prod_i Bernoulli(x_i; sigmoid(l_i(z, theta))), l a tanh or softplus MLP.
 
     All M decoders run in one batched matrix product a layer; no loop over particles. Training takes
     gradients in closed form (`pair_gradients`); a subclass that changes the likelihood loses them
@@ -31,7 +34,10 @@ class BernoulliMlp:
         if {"logits", "log_likelihood"} & vars(cls).keys() and "pair_gradients" not in vars(cls):
             cls.pair_gradients = None  # type: ignore[assignment]
 
-    def __init__(self, codes: int, hidden: Sequence[int], pixels: int) -> None:
+    def __init__(
+        self, codes: int, hidden: Sequence[int], pixels: int, activation: str = "tanh"
+    ) -> None:
+        self.activation = activation
         self.widths = (codes, *hidden, pixels)
         self.parameters = self._parameters()
 
@@ -56,7 +62,7 @@ class BernoulliMlp:
         for layer in range(last + 1):
             weight, bias = theta[f"weight{layer}"], theta[f"bias{layer}"]
             activation = torch.baddbmm(bias, activation, weight)
-            activation = activation if layer == last else activation.tanh()
+            activation = activation if layer == last else ACTIVATIONS[self.activation](activation)
         return activation
 
     def log_likelihood(
@@ -88,6 +94,7 @@ class BernoulliMlp:
         """See `models.HasPairGradients`."""
         return bernoulli_gradients(
             *(self._layers(theta), codes, pixels, self._layers(into)),
+            hidden=HIDDEN[self.activation],
             weigh=weigh,
             group=group,
             fresh=fresh,
@@ -117,7 +124,12 @@ class BernoulliMlp:
 
 
 class TanhMlp(nn.Module):
-    """A tanh MLP with fan-in scaled normal weights; tanh follows every layer but the last."""
+    """A tanh MLP with fan-in scaled normal weights; tanh follows every layer but the last.
+
+    `activation` may be set to another function.
+    """
+
+    activation: Activation = staticmethod(torch.tanh)
 
     def __init__(
         self, widths: Sequence[int], generator: torch.Generator, last_scale: float = 1.0
@@ -138,5 +150,5 @@ class TanhMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., widths[0]) -> (..., widths[-1])."""
         for layer in self.hidden:
-            x = layer(x).tanh()
+            x = self.activation(layer(x))
         return self.last(x)

@@ -55,9 +55,15 @@ def make_encoder(
     codes: int,
     generator: torch.Generator,
     depth: int = 1,
+    noise_hidden: int | None = None,
 ) -> StochasticEncoder:
-    """The encoder called `kind`; `depth` counts the blocks of flow and the layers of planar."""
+    """The encoder called `kind`; `depth` counts the blocks of flow and the layers of planar.
+
+    `noise_hidden` are the units of the noise networks of flow and residual.
+    """
     if kind not in ENCODERS:
         raise ValueError(f"model.encoder must be one of {sorted(ENCODERS)}, got {kind!r}")
-    options = {"depth": depth} if kind in ("flow", "planar") else {}
+    options: dict[str, int | None] = {"depth": depth} if kind in ("flow", "planar") else {}
+    if kind in ("flow", "residual"):
+        options["noise_hidden"] = noise_hidden
     return ENCODERS[kind](pixels, hidden, codes, generator, **options)  # type: ignore[call-arg]

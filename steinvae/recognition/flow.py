@@ -29,11 +29,11 @@ class FlowEncoder(ResidualEncoder):
         codes: int,
         generator: torch.Generator,
         depth: int = 1,
+        noise_hidden: int | None = None,
     ) -> None:
-        super().__init__(pixels, hidden, codes, generator)
-        further = (
-            NoiseResidual(hidden[-1], hidden[-1], codes, generator) for _ in range(depth - 1)
-        )
+        super().__init__(pixels, hidden, codes, generator, noise_hidden)
+        width = noise_hidden or hidden[-1]
+        further = (NoiseResidual(hidden[-1], width, codes, generator) for _ in range(depth - 1))
         self.further = nn.ModuleList(further)
 
     @property

@@ -45,7 +45,7 @@ class GaussianEncoder(StochasticEncoder):
 
     def features(self, pixels: Float[Tensor, "B X"]) -> Float[Tensor, "B H"]:
         """Hidden features of the images, (B, X) -> (B, H)."""
-        return self.trunk(pixels).tanh()
+        return self.trunk.activation(self.trunk(pixels))
 
     def moments(
         self, features: Float[Tensor, "B H"]

@@ -76,10 +76,15 @@ class ResidualEncoder(GaussianEncoder):
     orientation_known = False
 
     def __init__(
-        self, pixels: int, hidden: Sequence[int], codes: int, generator: torch.Generator
+        self,
+        pixels: int,
+        hidden: Sequence[int],
+        codes: int,
+        generator: torch.Generator,
+        noise_hidden: int | None = None,
     ) -> None:
         super().__init__(pixels, hidden, codes, generator)
-        self.residual = NoiseResidual(hidden[-1], hidden[-1], codes, generator)
+        self.residual = NoiseResidual(hidden[-1], noise_hidden or hidden[-1], codes, generator)
 
     def forward(
         self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S d"]

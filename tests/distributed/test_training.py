@@ -73,10 +73,11 @@ def test_what_an_update_moves(ranks, tmp_path):
 
 
 def test_settings_that_cannot_be_shared_out(ranks):
-    for batch, weights in ranks(training.refusals):
+    for batch, weights, labels in ranks(training.refusals):
         size = ranks.size
         assert batch == f"trainer.batch_size must be a multiple of the {size} processes, got 9"
         assert weights.startswith("method.weights is paper: ")
+        assert labels.startswith("data.labels_per_class and label_fraction must be left out")
 
 
 COMMAND = [

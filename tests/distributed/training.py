@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steinvae.config import Config, EvaluationConfig, MethodConfig, ModelConfig, TrainerConfig
+from steinvae.config import (
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    MethodConfig,
+    ModelConfig,
+    TrainerConfig,
+)
 from steinvae.data import Dataset
 from steinvae.data.synthetic import Vectors
 from steinvae.distributed import ShardedTrainer, World
@@ -107,8 +114,9 @@ def refusals() -> list[str]:
     """What `World.check` says of settings that cannot be shared out."""
     odd = replace(config(1), trainer=TrainerConfig(batch_size=9))
     paper = config(1, name="stein_viwae", weights="paper", importance_samples=3)
+    labelled = replace(config(1), data=DataConfig(labels_per_class=1))
     messages = []
-    for each in (odd, paper):
+    for each in (odd, paper, labelled):
         try:
             World().check(each)
         except ValueError as error:

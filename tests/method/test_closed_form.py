@@ -67,6 +67,18 @@ def test_pairs_in_closed_form_are_autograd_s(monkeypatch, pairing, weighted, wid
             close(first, second)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_softplus_layers_have_their_own_slope(monkeypatch, weighted):
+    monkeypatch.setitem(closed_form.NUMBERS_AT_ONCE, "cpu", 40)
+    models = (kind(2, (5, 4), 6, "softplus") for kind in (BernoulliMlp, ByAutograd))
+    found, expected = (
+        gradients(model, PAIRINGS["full"], DECODERS, weighted=weighted) for model in models
+    )
+    close(found.codes, expected.codes)
+    close(found.theta, expected.theta)
+    close(found.log_likelihood, expected.log_likelihood)
+
+
 def test_closed_form_is_offered_and_given_up():
     assert isinstance(BernoulliMlp(2, (5,), 6), HasPairGradients)
     assert not callable(ByAutograd(2, (5,), 6).pair_gradients)

@@ -75,6 +75,14 @@ SURFACE = {
     "evaluation.proposal",
     "evaluation.fit_samples",
     "evaluation.inflation",
+    "data.labels_per_class",
+    "data.label_fraction",
+    "data.split_seed",
+    "method.zeta",
+    "method.label_particles",
+    "model.network",
+    "model.activation",
+    "model.noise_hidden",
 }
 """Scripts depend on these names: adding one is a choice, renaming or losing one breaks users."""
 
@@ -135,6 +143,14 @@ def test_printed_configuration_can_be_read_back(tmp_path, capsys):
         (["--preset", "minst"], "preset"),
         (["--config", "no-such-file.yaml"], "no-such-file.yaml"),
         (["--resume", "yes"], "resume"),
+        (["--method.zeta", "3"], "method.zeta"),
+        (["--method.label_particles", "3"], "method.label_particles"),
+        (["--method.name", "m2"], "data.labels_per_class"),
+        (["--data.split_seed", "1"], "data.split_seed"),
+        (["--data.label_fraction", "1.5"], "data.label_fraction"),
+        (["--data.labels_per_class", "1", "--data.label_fraction", "0.5"], "data.label_fraction"),
+        (["--data.name", "binarized_mnist", "--data.labels_per_class", "9"], "data.name"),
+        (["--model.network", "conv", "--data.name", "20news"], "model.network"),
     ],
 )
 def test_wrong_argument_is_a_usage_error(argv, named, capsys):

@@ -1,0 +1,185 @@
+"""Table 3 of Pu et al. 2017: MNIST with 10 to 300 labels a class, FNN and CNN, by five methods.
+
+Budgets: `small`, FNN alone for 1,500 steps; `cpu`, equal processor time a cell on one core; `gpu`,
+equal time on a device, all cells and 20 splits.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from steinvae.data import Dataset
+from steinvae.experiments.cells import Cell, Record, read, train_cell, with_threads
+from steinvae.experiments.pilot import with_steps
+from steinvae.experiments.table3_cells import BUDGETS, NETWORKS, PER_CLASS, cells
+from steinvae.experiments.table3_draw import draw, paper_error
+from steinvae.report import append_records, tidy_record
+from steinvae.run import load_data
+from steinvae.signals import OUT_OF_TIME, Interrupted, StopRequest
+
+NAME = "table3"
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """What `python -m steinvae.reproduce table3` takes beside what all experiments take."""
+    add = parser.add_argument
+    add("--splits", type=int, help="labelled subsets 0, 1, ...; --seeds chooses them by name")
+    add("--budget", choices=tuple(BUDGETS), help="default small")
+    add("--networks", help="of FNN,CNN (default: those of the budget)")
+    add("--per_class", help="labels a class, of 10,60,100,300 (default: those of the budget)")
+    add("--minutes", type=float, help="of a cell, for cpu (default 40) and gpu (20)")
+    add("--slice_minutes", type=float, help="stop then, to be continued")
+
+
+def run(
+    root: str | None,
+    seeds: Sequence[int],
+    output: Path,
+    run_dir: Path,
+    *,
+    splits: int | None = None,
+    budget: str = "small",
+    networks: str | None = None,
+    per_class: str | None = None,
+    minutes: float | None = None,
+    slice_minutes: float | None = None,
+) -> str:
+    """Train and measure the cells that have no record yet, and return all tables.
+
+    Records of a cell are written when it is done; a cell that was stopped continues from its
+    checkpoint in `run_dir`/<budget>.
+
+    Errors: ValueError for an unknown budget, network or number of labels, for minutes of small, and
+    for minutes other than those that the cells in `run_dir` were begun with.
+    """
+    if budget not in BUDGETS:
+        raise ValueError(f"budget must be one of {tuple(BUDGETS)}, got {budget!r}")
+    chosen = BUDGETS[budget]
+    for option, value in (("minutes", minutes), ("slice_minutes", slice_minutes)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{option} must be positive, got {value}")
+    if chosen.minutes is None and minutes is not None:
+        raise ValueError(f"minutes act for cpu and gpu, {budget} has steps; got {minutes}")
+    if splits is not None and splits < 1:
+        raise ValueError(f"splits must be at least 1, got {splits}")
+    wanted = cells(
+        chosen,
+        root,
+        tuple(seeds) if splits is None else range(splits),
+        _among("networks", networks, NETWORKS),
+        [int(n) for n in _among("per_class", per_class, tuple(map(str, PER_CLASS))) or ()],
+    )
+    seconds = None if slice_minutes is None else 60 * slice_minutes
+    try:
+        with ExitStack() as stack:
+            stop = stack.enter_context(StopRequest(seconds))
+            _run_cells(wanted, budget, output, run_dir / budget, minutes or chosen.minutes, stop)
+    except Interrupted as ending:
+        if ending.number != OUT_OF_TIME:
+            raise
+        print(f"the slice of {slice_minutes} minutes is over: run the same command to continue")
+    return table(output, seeds)
+
+
+def table(output: Path, seeds: Sequence[int]) -> str:
+    """All tables, drawn from the records in `output`, whatever splits they are of."""
+    del seeds
+    return draw(read(output))
+
+
+def _run_cells(
+    wanted: Sequence[Cell],
+    budget: str,
+    output: Path,
+    folder: Path,
+    minutes: float | None,
+    stop: StopRequest,
+) -> None:
+    dataset: Dataset | None = None
+    for cell in wanted:
+        title = f"{cell.row}, split {cell.config.seed}"
+        if done(cell, budget, read(output)):
+            print(f"{title}: already in {output}")
+            continue
+        dataset = dataset or load_data(cell.config)
+        if minutes is not None:
+            cell = with_steps(cell, dataset, folder, minutes)
+        result = train_cell(cell, dataset, folder, stop)
+        append_records(output, records(cell, budget, result))
+        found = result["labels"]
+        print(
+            f"{title}: error {100 * found['error']:.2f} %, NLL {found['nll']:.3f} "
+            f"({result['cpu_seconds']:.0f} s)",
+            flush=True,
+        )
+
+
+ESTIMATOR = "mean over label decoders and 20 codes"
+
+
+def done(cell: Cell, budget: str, written: Sequence[Record]) -> bool:
+    """Whether the cell has records; the steps of a timed budget are what came out."""
+
+    def decides(setting: dict[str, Any]) -> dict[str, Any]:
+        timed = BUDGETS[budget].minutes is not None
+        return {name: own for name, own in setting.items() if name != "steps" or not timed}
+
+    wanted = decides(cell.setting() | {"budget": budget})
+    return any(
+        record["method"] == cell.config.method.name
+        and record["seed"] == cell.config.seed
+        and decides(record["setting"]) == wanted
+        for record in written
+    )
+
+
+def records(cell: Cell, budget: str, result: Record) -> list[Record]:
+    """One line a number of a finished cell; errors are fractions."""
+    found = result["labels"]
+    numbers: dict[str, tuple[float | None, float | None]] = {
+        "label_error": (found["error"], found["error_stderr"]),
+        "label_nll": (found["nll"], None),
+        "label_ece": (found["ece"], None),
+        "temperature": (found["calibrated"]["temperature"], None),
+        "calibrated_nll": (found["calibrated"]["nll"], None),
+        "calibrated_ece": (found["calibrated"]["ece"], None),
+        "single_error": (found["single"]["error"], None),
+        "single_nll": (found["single"]["nll"], None),
+        "single_ece": (found["single"]["ece"], None),
+        "nearest_neighbour_error": (found["nearest_neighbour_error"], None),
+        "decoder_spread": (found["decoder_spread"], None),
+        "cpu_seconds": (result["cpu_seconds"], None),
+        "parameters": (result["parameters"], None),
+    }
+    paper: dict[str, Any] = {"label_error": paper_error(cell.row)}
+    return [
+        tidy_record(
+            experiment=NAME,
+            method=cell.config.method.name,
+            setting=cell.setting() | {"budget": budget},
+            seed=cell.config.seed,
+            metric=metric,
+            value=value,
+            stderr=error,
+            n=found["images"],
+            estimator=ESTIMATOR,
+            seconds=result["seconds"],
+            device=with_threads(result["device"]),
+            paper=paper.get(metric),
+        )
+        for metric, (value, error) in numbers.items()
+        if value is not None
+    ]
+
+
+def _among(option: str, text: str | None, allowed: Sequence[str]) -> list[str] | None:
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not set(parts) <= set(allowed):
+        raise ValueError(f"{option} must be among {','.join(allowed)}, got {text}")
+    return parts

@@ -1,0 +1,37 @@
+"""The networks of images: the decoder and the encoder that `model` asks for."""
+
+from __future__ import annotations
+
+import torch
+
+from steinvae.config import ModelConfig
+from steinvae.models import GenerativeModel
+from steinvae.models.conv import BernoulliConv
+from steinvae.models.mlp import ACTIVATIONS, BernoulliMlp, TanhMlp
+from steinvae.recognition import ConcatEncoder, GaussianEncoder, StochasticEncoder, make_encoder
+from steinvae.recognition.conv import make_conv_encoder
+
+
+def make_image_model(shape: ModelConfig, pixels: int) -> GenerativeModel:
+    """p(x | z, theta) with Bernoulli pixels; the decoder mirrors the encoder's hidden layers."""
+    mirrored = tuple(reversed(shape.hidden))
+    if shape.network == "conv":
+        return BernoulliConv(shape.codes, mirrored, pixels)
+    return BernoulliMlp(shape.codes, mirrored, pixels, shape.activation)
+
+
+def make_image_encoder(
+    kind: str, shape: ModelConfig, pixels: int, generator: torch.Generator
+) -> StochasticEncoder:
+    """The encoder called `kind`, with the widths, the activation and the scale of `shape`."""
+    make = make_conv_encoder if shape.network == "conv" else make_encoder
+    depth = shape.planar_layers if kind == "planar" else shape.flow_blocks
+    encoder = make(
+        *(kind, pixels, shape.hidden, shape.codes, generator, depth),
+        noise_hidden=shape.noise_hidden,
+    )
+    if isinstance(encoder, ConcatEncoder):
+        encoder.scale = shape.output_scale
+    if isinstance(encoder, GaussianEncoder) and isinstance(encoder.trunk, TanhMlp):
+        encoder.trunk.activation = ACTIVATIONS[shape.activation]
+    return encoder

@@ -1,0 +1,178 @@
+"""What a run with labels leaves: labels.json, its part of result.json and report.md, pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steinvae._atomic import write_text
+from steinvae.config import Config
+from steinvae.data import Dataset
+from steinvae.labels.pictures import save_code_map, save_confusion, save_uncertain
+from steinvae.labels.predict import (
+    LabelQuality,
+    class_probabilities,
+    fit_temperature,
+    mean_codes,
+    member_probabilities,
+    nearest_neighbour_error,
+    scores,
+    temper,
+)
+from steinvae.labels.softmax import SoftmaxLabels
+from steinvae.labels.task import labels_of
+from steinvae.labels.training import Labelled
+from steinvae.networks import Networks
+from steinvae.report import markdown_table
+
+CHOSEN = "labels.json"
+TEST_CODES = 20
+"""Codes an image behind the reported probabilities."""
+PICTURES = ("confusion", "uncertain", "code_map")
+
+
+def write_chosen(run_dir: Path, labelled: Labelled, dataset: Dataset, config: Config) -> None:
+    """Which training images have labels: `run_dir`/labels.json, indices and their classes."""
+    chosen = labelled.indices
+    content = {
+        "data_set": dataset.name,
+        "split_seed": config.data.split_seed,
+        "indices": chosen.tolist(),
+        "labels": labels_of(dataset.train)[chosen].tolist(),
+    }
+    write_text(Path(run_dir) / CHOSEN, json.dumps(content) + "\n")
+
+
+def label_results(
+    networks: Networks, dataset: Dataset, labelled: Labelled, config: Config, run_dir: Path
+) -> dict[str, Any]:
+    """Quality of the class probabilities on the whole test split, with pictures of it.
+
+    `decoder_spread` says how far label decoders differ, as a fraction of their size. `calibrated`
+    is what one temperature, fitted to the labels of the validation split, makes of the
+    probabilities; `single` the same for one label decoder alone, averaged over them;
+    `nearest_neighbour_error` that of the nearest labelled image in code space.
+    """
+    test, seed = dataset.test, config.seed
+    every = torch.arange(len(test))
+    pixels, labels = test.batch(every), labels_of(test)
+    members = member_probabilities(networks, pixels, seed=seed, samples=TEST_CODES)
+    probabilities = members.mean(0)
+    found = scores(probabilities, labels)
+    save_confusion(run_dir / "confusion.png", probabilities, labels)
+    if dataset.image_shape is not None:
+        save_uncertain(
+            run_dir / "uncertain.png", probabilities, labels, pixels, dataset.image_shape
+        )
+    save_code_map(run_dir / "code_map.png", networks, pixels, labels, seed)
+    own = labels_of(dataset.train)[labelled.indices]
+    return {
+        "labelled": len(labelled.indices),
+        "per_class": torch.bincount(own).tolist(),
+        "split_seed": config.data.split_seed,
+        "zeta": labelled.task.zeta if isinstance(networks.labels, SoftmaxLabels) else None,
+        "label_decoders": len(members),
+        "decoder_spread": _spread(networks),
+        "codes": TEST_CODES,
+        **_numbers(found),
+        "error_stderr": found.error_stderr,
+        "images": found.images,
+        "calibrated": _calibrated(networks, dataset, probabilities, seed),
+        "single": _mean([_numbers(scores(each, labels)) for each in members]),
+        "nearest_neighbour_error": _nearest(networks, dataset, labelled.indices, pixels, seed),
+    }
+
+
+def label_section(results: Sequence[Mapping[str, Any]]) -> str:
+    """The section of report.md."""
+    rows = []
+    for result in results:
+        found = result["labels"]
+        alone, fitted = found["single"], found["calibrated"]
+        rows.append(
+            (
+                result["method"],
+                f"{100 * found['error']:.2f} ± {100 * found['error_stderr']:.2f}",
+                f"{found['nll']:.3f}",
+                f"{100 * found['ece']:.2f}",
+                f"{fitted['temperature']:.2f}",
+                f"{fitted['nll']:.3f}",
+                f"{100 * fitted['ece']:.2f}",
+                found["label_decoders"],
+                f"{100 * alone['error']:.2f}",
+                f"{alone['nll']:.3f}",
+                f"{100 * alone['ece']:.2f}",
+                f"{100 * found['nearest_neighbour_error']:.2f}",
+            )
+        )
+    first = results[0]["labels"]
+    header = ("method", "error %", "NLL", "ECE %", "T", "NLL at T", "ECE % at T")
+    header += (
+        "label decoders",
+        "error % of one",
+        "NLL of one",
+        "ECE % of one",
+        "nearest neighbour %",
+    )
+    what = (
+        f"{first['labelled']} training images have labels ({CHOSEN}). On all {first['images']} "
+        f"test images; probabilities are averaged over label decoders and {first['codes']} codes "
+        "an image. NLL in nats an image; ECE: expected calibration error, 15 bins; at T: "
+        "probabilities to the power 1/T, T fitted to the labels of the validation split; of one: "
+        "one label decoder alone, averaged over them; nearest neighbour: the class of the nearest "
+        "labelled image in code space. ± is the binomial standard error. The last parameters are "
+        "tested, and but for T labels of validation images choose nothing."
+    )
+    note = "" if all(r["method"] != "supervised" for r in results) else _UNTRAINED
+    shown = "\n\n".join(f"![{name}]({name}.png)" for name in PICTURES)
+    return f"## Labels\n\n{what}{note}\n\n{markdown_table(header, rows)}\n\n{shown}"
+
+
+_UNTRAINED = " The image decoder of supervised is untrained, and its NLL of images is too."
+
+
+def _nearest(
+    networks: Networks, dataset: Dataset, labelled: Tensor, pixels: Tensor, seed: int
+) -> float:
+    train = dataset.train
+    known = train.batch(labelled, torch.Generator().manual_seed(0))
+    return nearest_neighbour_error(
+        mean_codes(networks, pixels, seed=seed, samples=TEST_CODES),
+        labels_of(dataset.test),
+        mean_codes(networks, known, seed=seed, samples=TEST_CODES),
+        labels_of(train)[labelled],
+    )
+
+
+def _spread(networks: Networks) -> float | None:
+    """Deviation of label decoders from their mean over their size, both root mean square."""
+    if not isinstance(networks.labels, SoftmaxLabels) or networks.labels.theta.particles == 1:
+        return None
+    flat = networks.labels.theta.flat
+    return ((flat - flat.mean(0)).norm() / flat.norm()).item()
+
+
+def _calibrated(
+    networks: Networks, dataset: Dataset, probabilities: Tensor, seed: int
+) -> dict[str, float]:
+    """NLL and ECE at the temperature that the labels of the whole validation split ask for."""
+    split = dataset.validation
+    held_out = class_probabilities(
+        networks, split.batch(torch.arange(len(split))), seed=seed, samples=TEST_CODES
+    )
+    temperature = fit_temperature(held_out, labels_of(split))
+    found = scores(temper(probabilities, temperature), labels_of(dataset.test))
+    return {"temperature": temperature, "nll": found.nll, "ece": found.ece}
+
+
+def _numbers(found: LabelQuality) -> dict[str, float]:
+    return {"error": found.error, "nll": found.nll, "ece": found.ece}
+
+
+def _mean(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(item[name] for item in each) / len(each) for name in each[0]}

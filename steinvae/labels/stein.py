@@ -1,0 +1,116 @@
+"""Stein VAE and Stein VIWAE with labels: Pu et al. 2017, section 4 and appendix B."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steinvae.chunks import Drawn
+from steinvae.config import MethodConfig
+from steinvae.gradients import Batch, Gradients
+from steinvae.labels.softmax import LabelScores, SoftmaxLabels
+from steinvae.labels.task import LabelTask, image_scores
+from steinvae.networks import Networks
+from steinvae.objectives import move, weigh
+from steinvae.pairs import Pairing
+from steinvae.stein import Scores, theta_direction
+from steinvae.weights import log_prior_over_q
+
+
+def stein(
+    networks: Networks, batch: Batch, method: MethodConfig, data_size: int, *, task: LabelTask
+) -> Gradients:
+    """Algorithm 1 on images and labels.
+
+    Codes of a labelled image follow
+        grad_z [ log p(z) + mean_m log p(x | z, theta_m) + zeta mean_k log p(y | z, theta~_k) ]
+    (section 4 prints the gradient of a product), others the first two terms. theta~ has a kernel of
+    its own and the score of eq. 31, prior once, no zeta. In Stein VIWAE a labelled code's weight is
+    omega = p(x, z) p(y | z)^zeta / q(z | x), p(y | z) the mean over label decoders, and acts on
+    theta~ as on theta.
+    """
+    heads, labels = softmax_labels(networks), known(batch)
+    drawn = Drawn(networks, batch)
+    codes, count = drawn.codes, len(labels)
+    seen = heads.scores(codes[-count:], labels)
+    group, kind = method.importance_samples, method.weights
+    grouped = method.name == "stein_viwae" and group > 1
+    log_ratio = None
+    if grouped and kind != "none":
+        log_ratio = log_prior_over_q(
+            networks.encoder,
+            codes,
+            batch.pixels,
+            batch.noise,
+            estimator=method.log_q,
+            bandwidth=method.bandwidth,
+        )
+        log_ratio[-count:] += task.zeta * seen.log_likelihood
+    pairing = Pairing(
+        method.pairing,
+        group if grouped else 1,
+        batch.permutation,
+        sliced=grouped and kind == "paper",
+    )
+    of_theta = log_ratio if kind in ("theta", "both") else None
+    scores = image_scores(networks, codes, batch.pixels, task, count, pairing, of_theta)
+    scores.codes[-count:] += task.zeta * seen.codes
+    weights = None
+    if log_ratio is not None:
+        weights = weigh(scores, log_ratio, pairing, method, networks.theta.particles)
+    gradients = move(networks, batch, method, data_size, drawn, scores, weights)
+    to_theta = label_direction(
+        heads, codes, seen, task, method, code_weights(scores, pairing, count)
+    )
+    return gradients._replace(labels=[-to_theta], stats=gradients.stats | label_stats(seen, labels))
+
+
+def label_direction(
+    heads: SoftmaxLabels,
+    codes: Tensor,
+    seen: LabelScores,
+    task: LabelTask,
+    method: MethodConfig,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Direction of every label decoder among all of them, divided by N_l: (K, P)."""
+    labelled = codes[-seen.residual.shape[1] :]
+    score = heads.theta_score(labelled, seen.residual, labelled=task.labelled, weights=weights)
+    return theta_direction(
+        heads.theta.flat, score, bandwidth=method.theta_bandwidth, data_size=task.labelled
+    )
+
+
+def code_weights(scores: Scores, pairing: Pairing, count: int) -> Tensor | None:
+    """(L, S) weights of the labelled images' codes, summing to 1 an image, mean over decoders."""
+    if scores.weights is None:
+        return None
+    collected = pairing.collect(scores.weights)[-count:]
+    return collected / collected.sum(-1, keepdim=True)
+
+
+def label_stats(seen: LabelScores, labels: Tensor) -> dict[str, Tensor]:
+    """Of the labelled images of the minibatch, averaged over codes as prediction does."""
+    onehot_minus = seen.residual.mean((0, 2))  # (L, C): onehot - mean probability
+    right = torch.arange(len(labels), device=labels.device)
+    probability = 1 - onehot_minus[right, labels]
+    wrong = -onehot_minus
+    wrong[right, labels] = -1.0
+    return {
+        "label_nll": -probability.clamp_min(1e-30).log().mean(),
+        "label_error": (wrong.amax(-1) >= probability).float().mean(),
+    }
+
+
+def softmax_labels(networks: Networks) -> SoftmaxLabels:
+    """The label decoders of networks that have them."""
+    if not isinstance(networks.labels, SoftmaxLabels):
+        raise TypeError(f"this method needs SoftmaxLabels, got {type(networks.labels).__name__}")
+    return networks.labels
+
+
+def known(batch: Batch) -> Tensor:
+    """The labels of the minibatch."""
+    if batch.labels is None:
+        raise ValueError("this method needs a minibatch with labels")
+    return batch.labels

@@ -1,0 +1,152 @@
+"""Convolutional recognition networks: the CNN of Pu et al. 2017, section 5.3.
+
+Shapes: B images of X = side * side pixels, S codes an image, d code dimensions, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import isqrt
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from steinvae.models.conv import KERNEL, SLOPE, STRIDE, coarsest
+from steinvae.models.mlp import TanhMlp
+from steinvae.recognition.base import StochasticEncoder
+from steinvae.recognition.flow import FlowEncoder
+from steinvae.recognition.gaussian import LOG_SIGMA_START, GaussianEncoder
+from steinvae.recognition.residual import NoiseResidual
+
+NOISE_UNITS = 200
+"""Hidden units of a flow block's noise network, those of the paper's MNIST encoder."""
+
+
+class ConvTrunk(nn.Module):
+    """5x5 convolutions of stride 2, a leaky ReLU after each: (B, X) -> (B, F)."""
+
+    def __init__(self, pixels: int, planes: Sequence[int], generator: torch.Generator) -> None:
+        super().__init__()
+        self.side = isqrt(pixels)
+        self.features = planes[-1] * coarsest(pixels, len(planes)) ** 2
+        self.layers = nn.ModuleList(_conv(a, b, generator) for a, b in pairwise((1, *planes)))
+
+    def forward(self, pixels: Float[Tensor, "B X"]) -> Float[Tensor, "B F"]:
+        planes = pixels.view(-1, 1, self.side, self.side)
+        for layer in self.layers:
+            planes = F.leaky_relu(layer(planes), SLOPE)
+        return planes.flatten(1)
+
+
+class ConvGaussianEncoder(GaussianEncoder):
+    """z = mu(x) + sigma(x) xi, both linear in the features of a `ConvTrunk`."""
+
+    def __init__(
+        self, pixels: int, hidden: Sequence[int], codes: int, generator: torch.Generator
+    ) -> None:
+        StochasticEncoder.__init__(self)
+        self.codes = codes
+        self.trunk = ConvTrunk(pixels, hidden, generator)  # type: ignore[assignment]
+        self.head = TanhMlp((self.trunk.features, 2 * codes), generator)
+        with torch.no_grad():
+            self.head.last.bias[codes:] = LOG_SIGMA_START
+
+    def features(self, pixels: Float[Tensor, "B X"]) -> Float[Tensor, "B F"]:
+        """Features of the images, (B, X) -> (B, F)."""
+        return self.trunk(pixels)
+
+
+class ConvFlowEncoder(FlowEncoder):
+    """`FlowEncoder` on the features of a `ConvTrunk`: injective, one convolution pass an image."""
+
+    def __init__(
+        self,
+        pixels: int,
+        hidden: Sequence[int],
+        codes: int,
+        generator: torch.Generator,
+        depth: int = 1,
+        noise_hidden: int | None = None,
+    ) -> None:
+        ConvGaussianEncoder.__init__(self, pixels, hidden, codes, generator)  # type: ignore[arg-type]
+        features = self.head.last.in_features
+        width = noise_hidden or NOISE_UNITS
+        blocks = [NoiseResidual(features, width, codes, generator) for _ in range(depth)]
+        self.residual, self.further = blocks[0], nn.ModuleList(blocks[1:])
+
+    def features(self, pixels: Float[Tensor, "B X"]) -> Float[Tensor, "B F"]:
+        """Features of the images, (B, X) -> (B, F)."""
+        return self.trunk(pixels)
+
+
+class ConvPlaneEncoder(StochasticEncoder):
+    """The paper's form: the noise is a plane of X numbers stacked beside the image.
+
+    Not injective, and dim xi = X is not d: its codes have no density. The first convolution is
+    linear, so it runs once per image and once per noise; all others run per code.
+    """
+
+    def __init__(
+        self, pixels: int, hidden: Sequence[int], codes: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.codes, self.noise_dimension = codes, pixels
+        self.side = isqrt(pixels)
+        features = hidden[-1] * coarsest(pixels, len(hidden)) ** 2
+        self.from_image = _conv(1, hidden[0], generator)
+        self.from_noise = _conv(1, hidden[0], generator)
+        with torch.no_grad():  # two planes share the input's variance
+            self.from_image.weight *= 0.5**0.5
+            self.from_noise.weight *= 0.5**0.5
+        self.layers = nn.ModuleList(_conv(a, b, generator) for a, b in pairwise(hidden))
+        self.head = TanhMlp((features, codes), generator)
+        sides = [self.side // STRIDE**layer for layer in range(1, len(hidden) + 1)]
+        self.kept_per_code = 2 * sum(n * s**2 for n, s in zip(hidden, sides, strict=True)) + codes
+        """Numbers kept for a code until the way back: planes before and after each leaky ReLU."""
+
+    def forward(
+        self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S X"]
+    ) -> Float[Tensor, "B S d"]:
+        images, samples = len(pixels), noise.shape[1]
+        of_image = self.from_image(pixels.view(-1, 1, self.side, self.side))
+        of_noise = self.from_noise(noise.reshape(-1, 1, self.side, self.side))
+        planes = of_image[:, None] + of_noise.unflatten(0, (len(noise), samples))
+        planes = F.leaky_relu(planes.flatten(0, 1), SLOPE)
+        for layer in self.layers:
+            planes = F.leaky_relu(layer(planes), SLOPE)
+        return self.head(planes.flatten(1)).unflatten(0, (images, samples))
+
+
+_ENCODERS: dict[str, type[StochasticEncoder]] = {
+    "gaussian": ConvGaussianEncoder,
+    "flow": ConvFlowEncoder,
+    "concat": ConvPlaneEncoder,
+}
+
+
+def make_conv_encoder(
+    kind: str,
+    pixels: int,
+    hidden: Sequence[int],
+    codes: int,
+    generator: torch.Generator,
+    depth: int = 1,
+    noise_hidden: int | None = None,
+) -> StochasticEncoder:
+    """As `recognition.make_encoder`; `hidden` are kernels of the convolutions, concat the plane."""
+    if kind not in _ENCODERS:
+        raise ValueError(f"model.encoder must be one of {sorted(_ENCODERS)}, got {kind!r}")
+    options = {"depth": depth, "noise_hidden": noise_hidden} if kind == "flow" else {}
+    return _ENCODERS[kind](pixels, hidden, codes, generator, **options)  # type: ignore[call-arg]
+
+
+def _conv(planes: int, out: int, generator: torch.Generator) -> nn.Conv2d:
+    """Weights ~ N(0, 2 / fan_in), biases 0."""
+    layer = nn.Conv2d(planes, out, KERNEL, STRIDE, padding=KERNEL // 2)
+    scale = (2 / (planes * KERNEL**2)) ** 0.5
+    nn.init.normal_(layer.weight, std=scale, generator=generator)
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    return layer

@@ -1,0 +1,299 @@
+"""Labels in the update: gradients against autograd, scales, weights, what labels do not change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import log
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from steinvae.config import Config, DataConfig, MethodConfig, ModelConfig
+from steinvae.gradients import Batch
+from steinvae.labels.baselines import gaussian
+from steinvae.labels.m2_network import M2
+from steinvae.labels.objectives import labelled_objective
+from steinvae.labels.softmax import SoftmaxLabels
+from steinvae.labels.stein import code_weights
+from steinvae.labels.task import LabelTask, image_scores
+from steinvae.networks import Networks, build_networks
+from steinvae.objectives import stein_vae, stein_viwae
+from steinvae.pairs import Pairing
+from steinvae.stein import posterior_scores
+
+CODES, CLASSES, PIXELS, SAMPLES = 3, 10, 6, 6
+TASK = LabelTask(labelled=8, unlabelled=40, zeta=2.5)
+LABELS = torch.tensor([0, 7, 3])
+
+
+def networks(name: str, **method) -> Networks:
+    """Of 6 pixels and 3 codes, in float64, label decoders far from uniform."""
+    config = Config(
+        data=DataConfig(labels_per_class=1),
+        model=ModelConfig(codes=CODES, hidden=(5,)),
+        method=MethodConfig(**{"name": name, "theta_particles": 2, "label_particles": 4, **method}),
+    )
+    made = build_networks(config, PIXELS, "cpu")
+    made.theta.flat = made.theta.flat.double()
+    made.encoder = made.encoder.double()
+    if isinstance(made.labels, SoftmaxLabels):
+        made.labels.theta.flat = 10 * made.labels.theta.flat.double()
+    if isinstance(made.labels, M2):
+        made.labels = made.labels.double()
+    return made
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Four images without a label, then three with one."""
+    pixels = (torch.rand(7, PIXELS) < 0.5).double()
+    noise = torch.randn(7, SAMPLES, CODES, dtype=torch.float64)
+    return Batch(pixels, noise, labels=LABELS)
+
+
+def update(name: str, made: Networks, batch: Batch, **method):
+    settings = MethodConfig(**{"name": name, "theta_particles": 2, **method})
+    return labelled_objective(name, TASK)(made, batch, settings, TASK.images)
+
+
+@pytest.fixture
+def heads() -> SoftmaxLabels:
+    made = SoftmaxLabels(CODES, CLASSES, 4, torch.Generator().manual_seed(1))
+    made.theta.flat = 10 * made.theta.flat.double()
+    made.theta.flat[:, -CLASSES:] = torch.randn(4, CLASSES, dtype=torch.float64)
+    return made
+
+
+def log_p_by_hand(heads: SoftmaxLabels, flat, codes, labels):
+    """log p(y | z, theta~_m) from the buffer: (K, L, S)."""
+    weight = flat[:, : CODES * CLASSES].view(-1, CODES, CLASSES)
+    bias = flat[:, CODES * CLASSES :]
+    logits = torch.einsum("lsd,kdc->klsc", codes, weight) + bias[:, None, None]
+    return logits.log_softmax(-1)[:, torch.arange(len(labels)), :, labels].movedim(1, 0)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_label_scores_are_the_gradients(heads, weighted):
+    """Closed forms against autograd: log mean, mean_k grad_z, and eq. 31 with the prior once."""
+    codes = torch.randn(3, SAMPLES, CODES, dtype=torch.float64, requires_grad=True)
+    flat = heads.theta.flat.clone().requires_grad_()
+    each = log_p_by_hand(heads, flat, codes, LABELS)
+    seen = heads.scores(codes.detach(), LABELS)
+    torch.testing.assert_close(seen.log_likelihood, each.exp().mean(0).log().detach())
+    (to_codes,) = torch.autograd.grad(each.mean(0).sum(), codes, retain_graph=True)
+    torch.testing.assert_close(seen.codes, to_codes)
+
+    weights = torch.rand(3, SAMPLES, dtype=torch.float64).softmax(-1) if weighted else None
+    mean = each.mean(-1) if weights is None else (each * weights).sum(-1)
+    log_posterior = -0.5 * flat.square().sum() + TASK.labelled / 3 * mean.sum()
+    (expected,) = torch.autograd.grad(log_posterior, flat)
+    found = heads.theta_score(
+        codes.detach(), seen.residual, labelled=TASK.labelled, weights=weights
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_each_set_is_scaled_to_its_own_size(batch):
+    """grad log p(theta) + 40/4 sum over unlabelled + 8/3 sum over labelled, prior once."""
+    made = networks("stein_vae")
+    codes = made.encoder(batch.pixels, batch.noise).detach()
+    found = image_scores(made, codes, batch.pixels, TASK, 3, Pairing())
+    flat = made.theta.flat.clone().requires_grad_()
+    made.theta.flat = flat
+    leaves, start = {}, 0
+    for item in made.theta.parameters:
+        size = torch.Size(item.shape).numel()
+        leaves[item.name] = flat[:, start : start + size].view(len(flat), *item.shape)
+        start += size
+    mean = made.model.log_likelihood(leaves, codes[None], batch.pixels).mean(-1)
+    likelihood = 10 * mean[:, :4].sum() + 8 / 3 * mean[:, 4:].sum()
+    (expected,) = torch.autograd.grad(likelihood - 0.5 * flat.square().sum(), flat)
+    torch.testing.assert_close(found.theta, expected)
+
+
+def test_equal_rates_are_the_scores_of_one_set(batch):
+    """N_u/B_u = N_l/L: nothing is left of the two sets."""
+    made = networks("stein_vae")
+    codes = made.encoder(batch.pixels, batch.noise).detach()
+    even = LabelTask(labelled=30, unlabelled=40, zeta=1.0)
+    found = image_scores(made, codes, batch.pixels, even, 3, Pairing())
+    expected = posterior_scores(made.model, made.theta, codes, batch.pixels, data_size=70)
+    torch.testing.assert_close(found.theta, expected.theta)
+    torch.testing.assert_close(found.codes, expected.codes)
+
+
+def test_labels_move_labelled_codes_alone(batch, monkeypatch):
+    """The scores that reach the direction differ by zeta grad log p(y | z) on the last three."""
+    made, given = networks("stein_vae"), {}
+    import steinvae.labels.stein as module
+
+    def keep(networks, batch, method, data_size, drawn, scores, weights):
+        given[scores.codes] = drawn.codes
+        return original(networks, batch, method, data_size, drawn, scores, weights)
+
+    original = module.move
+    monkeypatch.setattr(module, "move", keep)
+    update("stein_vae", made, batch)
+    ((score, codes),) = given.items()
+    plain = posterior_scores(made.model, made.theta, codes, batch.pixels, data_size=1).codes
+    assert isinstance(made.labels, SoftmaxLabels)
+    label = TASK.zeta * made.labels.scores(codes[4:], LABELS).codes
+    torch.testing.assert_close(score[:4], plain[:4])
+    torch.testing.assert_close(score[4:], plain[4:] + label)
+    assert label.abs().min() > 0
+
+
+def test_k_of_one_is_stein_vae(batch):
+    made = networks("stein_vae")
+    one = update("stein_viwae", made, batch, importance_samples=1)
+    plain = update("stein_vae", made, batch)
+    assert all(torch.equal(a, b) for a, b in zip(one.eta, plain.eta, strict=True))
+    assert torch.equal(one.theta, plain.theta)
+    assert torch.equal(one.labels[0], plain.labels[0])
+
+
+@pytest.mark.parametrize("zeta", [0.0, 3.0])
+def test_weights_contain_the_label(batch, zeta):
+    """softmax over a group of log p(x, z | theta) + zeta log p(y | z) - log q, by hand."""
+    made = networks("stein_viwae")
+    codes = made.encoder(batch.pixels, batch.noise).detach()
+    assert isinstance(made.labels, SoftmaxLabels)
+    log_p = made.labels.scores(codes[4:], LABELS).log_likelihood
+    ratio = torch.randn(7, SAMPLES, dtype=torch.float64)
+    with_label = ratio.clone()
+    with_label[4:] += zeta * log_p
+    pairing = Pairing("full", 3)
+    scores = image_scores(made, codes, batch.pixels, TASK, 3, pairing, with_label)
+    likelihood = scores.log_likelihood[:, 4:]
+    expected = (likelihood + ratio[4:] + zeta * log_p).unflatten(-1, (2, 3)).softmax(-1)
+    assert scores.weights is not None
+    torch.testing.assert_close(scores.weights[:, 4:], expected.flatten(-2))
+    of_codes = code_weights(scores, pairing, 3)
+    torch.testing.assert_close(of_codes, expected.flatten(-2).mean(0) / 2)
+
+
+@pytest.mark.parametrize("weights", ["theta", "z", "both", "none", "paper"])
+def test_viwae_follows_its_own_weights(batch, weights):
+    """Every kind of weights runs, and differs from the update without the label's term."""
+    settings = {"code_particles": 2, "importance_samples": 3, "weights": weights}
+    made = networks("stein_viwae", **settings)
+    found = update("stein_viwae", made, batch, **settings)
+    assert all(torch.isfinite(item).all() for item in (*found.eta, found.theta, *found.labels))
+    unlabelled = MethodConfig(name="stein_viwae", theta_particles=2, **settings)
+    without = stein_viwae(made, batch._replace(labels=None), unlabelled, TASK.images)
+    assert not torch.equal(found.eta[0], without.eta[0])
+
+
+def test_vae_descends_the_elbo_and_the_labels(batch):
+    """eta: autograd of mean(-ELBO) - zeta/B sum over labelled of mean log p(y | z)."""
+    made = networks("vae")
+    assert isinstance(made.labels, SoftmaxLabels)
+    found = update("vae", made, batch)
+    encoder = gaussian(made)
+    mean, log_sigma = encoder.moments(encoder.features(batch.pixels))
+    codes = mean[:, None] + log_sigma.exp()[:, None] * batch.noise
+    rate = 0.5 * (mean.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(-1)
+    likelihood = made.model.log_likelihood(made.theta.leaves(), codes[None], batch.pixels)
+    label = log_p_by_hand(made.labels, made.labels.theta.flat, codes[4:], LABELS).mean((0, 2))
+    loss = (rate - likelihood.mean((0, 2))).mean() - TASK.zeta * label.sum() / 7
+    expected = torch.autograd.grad(loss, made.eta())
+    for one, other in zip(found.eta, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_supervised_looks_at_the_labelled_half_alone(batch):
+    made = networks("supervised")
+    found = update("supervised", made, batch)
+    other = batch._replace(pixels=torch.cat([1 - batch.pixels[:4], batch.pixels[4:]]))
+    again = update("supervised", made, other)
+    assert all(torch.equal(a, b) for a, b in zip(found.eta, again.eta, strict=True))
+    assert found.theta.abs().max() == 0
+    assert isinstance(made.labels, SoftmaxLabels)
+    codes = made.encoder(batch.pixels[4:], batch.noise[4:])
+    label = log_p_by_hand(made.labels, made.labels.theta.flat, codes, LABELS)
+    expected = torch.autograd.grad(-label.mean(), made.eta(), materialize_grads=True)
+    for one, right in zip(found.eta, expected, strict=True):
+        torch.testing.assert_close(one, right)
+
+
+# --- M1+M2 -----------------------------------------------------------------------------------
+
+
+def test_m2_leaves_m1_to_its_elbo(batch):
+    """Encoder and decoder follow the plain ELBO; labels change M2 alone."""
+    made = networks("m2")
+    found = update("m2", made, batch)
+    other = update("m2", made, batch._replace(labels=(LABELS + 1) % CLASSES))
+    assert all(torch.equal(a, b) for a, b in zip(found.eta, other.eta, strict=True))
+    assert not torch.equal(found.labels[0], other.labels[0])
+
+
+def test_m2_bounds_the_evidence():
+    """Averaged over a, -L(z, y) is below log p(z, y) by the KL; with q(a) = p(a) and a decoder that
+    ignores a it is exact."""
+    model = M2(2, 4, torch.Generator().manual_seed(3)).double()
+    with torch.no_grad():
+        for parameter in (*model.encoder.last.parameters(), *model.decoder.last.parameters()):
+            parameter.zero_()
+    codes = torch.randn(5, 2, dtype=torch.float64)
+    onehot = torch.eye(4, dtype=torch.float64)[torch.tensor([0, 1, 2, 3, 1])]
+    found = model.negative_bound(codes, onehot, torch.randn_like(codes))
+    expected = log(4) - torch.distributions.Normal(0, 1).log_prob(codes).sum(-1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_m2_loss_sums_out_unknown_classes():
+    """U = sum_y q (L + log q), L of a known class, and the classifier's term, by a loop."""
+    model = M2(2, 3, torch.Generator().manual_seed(3)).double()
+    codes, noise = torch.randn(2, 4, 2, dtype=torch.float64).unbind()
+    labels = torch.tensor([2, 0])
+    log_q = model.log_probabilities(codes[:, None])[0, :, 0]
+    every = torch.eye(3, dtype=torch.float64)
+    unlabelled = sum(
+        log_q[i, y].exp() * (model.negative_bound(codes[i], every[y], noise[i]) + log_q[i, y])
+        for i in range(2)
+        for y in range(3)
+    )
+    known = [
+        model.negative_bound(codes[2 + i], every[y], noise[2 + i]) for i, y in enumerate(labels)
+    ]
+    expected = 0.9 * unlabelled / 2 + 0.1 * sum(known) / 2 + 0.3 * F.nll_loss(log_q[2:], labels)
+    torch.testing.assert_close(model.loss(codes, noise, labels, (0.9, 0.1), 0.3), expected)
+
+
+# --- refusals --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"method": MethodConfig(zeta=2.0)}, "method.zeta"),
+        ({"method": MethodConfig(label_particles=2)}, "method.label_particles"),
+        ({"method": MethodConfig(name="m2")}, "method.name"),
+        ({"method": MethodConfig(name="supervised")}, "method.name"),
+    ],
+)
+def test_settings_of_labels_are_refused_without_labels(changes, named):
+    with pytest.raises(ValueError, match=f"^{named} must be .*data.labels_per_class"):
+        Config(**changes)
+
+
+def test_methods_that_cannot_use_labels_say_so():
+    with pytest.raises(ValueError, match=r"^method.name must be one of .*labels"):
+        Config(data=DataConfig(labels_per_class=1), method=MethodConfig(name="iwae"))
+    with pytest.raises(ValueError, match=r"^method.mass_rate must be off where labels are in use"):
+        Config(data=DataConfig(labels_per_class=1), method=MethodConfig(mass_rate=0.3))
+    with pytest.raises(ValueError, match=r"^method.zeta must be left out"):
+        Config(data=DataConfig(labels_per_class=1), method=MethodConfig(name="m2", zeta=1.0))
+
+
+def test_unlabelled_update_has_no_trace_of_labels(batch):
+    """The same networks with and without label decoders give the same bits."""
+    made = networks("stein_vae")
+    method, plain = MethodConfig(theta_particles=2), replace(made, labels=None)
+    batch = batch._replace(labels=None)
+    first, second = (stein_vae(each, batch, method, 48) for each in (made, plain))
+    assert torch.equal(first.theta, second.theta)
+    assert all(torch.equal(a, b) for a, b in zip(first.eta, second.eta, strict=True))
+    assert not first.labels

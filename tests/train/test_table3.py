@@ -1,0 +1,130 @@
+"""Table 3: its cells, the paired test, what the drawing says, and a run that is not repeated."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from steinvae.experiments import table3, table3_cells
+from steinvae.experiments.paired_test import sign_flip_p
+from steinvae.experiments.table3_draw import draw, group, paper_error
+from steinvae.presets import mnist_labels
+
+
+@pytest.mark.parametrize("values", [[-1.0, -2.0, 0.5], [0.3, 0.1, 0.2, 0.4, -0.1, 0.2, 0.3]])
+def test_permutation_test_is_scipys(values):
+    expected = stats.permutation_test(
+        (np.array(values),), np.sum, permutation_type="samples", n_resamples=10_000
+    )
+    assert sign_flip_p(values) == pytest.approx(expected.pvalue, rel=1e-12)
+
+
+def test_permutation_test_at_its_ends():
+    assert sign_flip_p([0.0, 0.0]) == 1.0
+    assert sign_flip_p([0.1] * 6) == 2 / 2**6
+    with pytest.raises(ValueError, match="1 to 20 differences, got 21"):
+        sign_flip_p([1.0] * 21)
+
+
+def test_cells_of_a_split_differ_in_what_is_compared_alone():
+    cells = table3_cells.cells(table3_cells.BUDGETS["gpu"], None, range(20))
+    assert len(cells) == 20 * 2 * 4 * 5
+    assert len({(cell.row, cell.config.seed) for cell in cells}) == len(cells)
+    first = cells[0].config
+    same = replace(first, method=cells[1].config.method)
+    assert same == cells[1].config
+    codes = {cell.config.method.codes_per_image for cell in cells}
+    assert len(codes) == 1
+    for cell in cells:
+        assert cell.config.data.split_seed == cell.config.seed
+        assert f"{cell.config.data.labels_per_class} a class" in cell.row
+
+
+def test_numbers_of_the_paper():
+    assert paper_error("Stein VAE, FNN, 10 a class") == pytest.approx(0.0278)
+    assert paper_error("Stein VIWAE, CNN, 300 a class") == pytest.approx(0.0086)
+    assert paper_error("M1+M2, FNN, 10 a class") is None
+
+
+def record(method: str, split: int, error: float, **setting) -> list[dict]:
+    shared = {"labels_per_class": 10, "steps": 1500, "budget": "small", **setting}
+    base = {"method": method, "seed": split, "setting": shared, "device": "cpu, 1 thread"}
+    values = dict.fromkeys(("label_nll", "label_ece", "single_nll", "temperature"), 0.1)
+    values |= {"label_error": error, "single_error": error, "nearest_neighbour_error": 0.4}
+    values |= {"cpu_seconds": 60.0, "calibrated_nll": 0.1, "calibrated_ece": 0.1}
+    return [base | {"metric": name, "value": value} for name, value in values.items()]
+
+
+def test_verdict_needs_six_splits():
+    """The same gap on every split: shown by six of them, not by five."""
+    for splits, verdict in ((5, "nothing shown"), (6, "lower")):
+        lines = [
+            line
+            for split in range(splits)
+            for method, error in (("stein_vae", 0.05), ("vae", 0.06))
+            for line in record(method, split, error + 0.001 * split)
+        ]
+        text = draw(lines)
+        (row,) = (line for line in text.splitlines() if "Stein VAE - VAE" in line)
+        assert f"-1.00 ± 0.00 | {2 / 2**splits:.3f} | {verdict}" in " ".join(row.split())
+
+
+def test_table_shows_mean_and_spread_beside_the_paper():
+    lines = record("stein_vae", 0, 0.04) + record("stein_vae", 1, 0.06) + record("m2", 0, 0.1)
+    text = draw(lines)
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert "5.00 ± 1.41" in rows["Stein VAE"]
+    assert "2.78 ± 0.24" in rows["Stein VAE, paper"]
+    assert "40.00" in rows["nearest neighbour, codes of M1"]
+    assert "1.06 ± 0.37" in rows["ladder network, FNN"]
+    assert group(lines)["FNN", "Stein VAE", 10][1]["label_error"] == 0.06
+    assert draw([]) == "Not measured yet."
+
+
+def test_networks_and_budgets_are_apart():
+    lines = record("vae", 0, 0.05) + record("vae", 0, 0.02, network="conv")
+    lines += record("vae", 0, 0.01, budget="cpu", steps=9000)
+    text = draw(lines)
+    assert "FNN: error %" in text
+    assert "CNN: error %" in text
+    assert text.index("Budget small") < text.index("Budget cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"budget": "huge"}, "budget must be one of"),
+        ({"minutes": 3.0}, "minutes act for cpu and gpu"),
+        ({"budget": "cpu", "minutes": 0.0}, "minutes must be positive"),
+        ({"splits": 0}, "splits must be at least 1"),
+        ({"networks": "RNN"}, "networks must be among FNN,CNN"),
+        ({"per_class": "11"}, "per_class must be among 10,60,100,300"),
+    ],
+)
+def test_wrong_options_are_named(options, text, tmp_path):
+    with pytest.raises(ValueError, match=text):
+        table3.run(None, (0,), tmp_path / "x.jsonl", tmp_path, **options)
+
+
+def test_cells_are_run_once(tmp_path, monkeypatch, capsys, tiny):
+    """On the digits: records land cell by cell, a second call trains nothing."""
+    start = mnist_labels()
+    small = tiny(trainer={"max_steps": 4, "baseline": "none"})
+    quick = replace(small, data=replace(start.data, name="digits"), method=start.method)
+    monkeypatch.setattr(table3_cells, "base", lambda budget, network, root: quick)
+    output = tmp_path / "table3.jsonl"
+    arguments = (None, (0,), output, tmp_path / "runs")
+    text = table3.run(*arguments, per_class="10")
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(lines) == 5 * 12 + 2  # two methods have several label decoders
+    assert {line["experiment"] for line in lines} == {"table3"}
+    assert [line["paper"] for line in lines if "paper" in line] == [0.0278, 0.0333, 0.0267]
+    assert "FNN: error %" in text
+    capsys.readouterr()
+    assert table3.run(*arguments, per_class="10") == text
+    assert capsys.readouterr().out.count("already in") == 5
+    assert len(output.read_text().splitlines()) == len(lines)

@@ -1,0 +1,152 @@
+"""Runs with labels on the digits: they learn, resume bit for bit, and leave what readers need."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from math import log
+
+import pytest
+import torch
+
+from steinvae import checkpoint
+from steinvae.data import Dataset
+from steinvae.labels.predict import class_probabilities, scores
+from steinvae.logging import MetricsWriter, Progress, read_metrics
+from steinvae.run import load_model, read_config, run
+from steinvae.signals import StopRequest
+from steinvae.trainer import Trainer
+
+METHODS = {
+    "stein": {"label_particles": 3},
+    "viwae": {"name": "stein_viwae", "code_particles": 2, "label_particles": 3},
+    "vae": {"name": "vae"},
+    "m2": {"name": "m2"},
+    "supervised": {"name": "supervised"},
+}
+LABELS = {"labels_per_class": 10}
+
+
+def fit(trainer: Trainer) -> Trainer:
+    with (
+        MetricsWriter(trainer.run_dir, trainer.step or None) as metrics,
+        Progress(trainer.config.trainer.max_steps, rank=1) as progress,
+    ):
+        trainer.fit(metrics, progress, StopRequest())
+    return trainer
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+def test_every_method_learns_classes(method, tiny, digits, tmp_path):
+    """150 steps and 10 labels a class: at most half of the test digits wrong, of 90 % by chance.
+
+    M1+M2 follows its labels with a tenth of the weight, and is slower.
+    """
+    config = tiny(
+        data=LABELS,
+        method=method,
+        model={"codes": 8, "hidden": (32,)},
+        trainer={"max_steps": 150, "validate_every": 75, "batch_size": 64},
+        optimizer={"learning_rate": 1e-2, "decay_steps": 150},
+    )
+    trainer = fit(Trainer(config, digits, tmp_path))
+    test = digits.test
+    pixels = test.batch(torch.arange(len(test)))
+    probabilities = class_probabilities(trainer.networks, pixels, seed=0, samples=5)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(len(test)))
+    assert scores(probabilities, test.labels).error < (0.65 if config.method.name == "m2" else 0.5)
+    curve = [r for r in read_metrics(tmp_path / "metrics.jsonl") if "validation/label_error" in r]
+    assert [record["step"] for record in curve] == [75, 150]
+    assert curve[-1]["validation/label_nll"] < log(10)
+
+
+@pytest.mark.parametrize("method", ["stein", "viwae", "m2", "regression"])
+def test_resumed_run_repeats_the_whole_one(method, tiny, digits, tmp_path):
+    settings = METHODS | {"regression": {"regression_steps": 2}}
+    config = tiny(data=LABELS, method=settings[method], trainer={"max_steps": 12})
+    whole = fit(Trainer(config, digits, tmp_path / "whole"))
+    short = replace(config, trainer=replace(config.trainer, max_steps=5))
+    fit(Trainer(short, digits, tmp_path / "parts"))
+    again = Trainer(config, digits, tmp_path / "parts")
+    assert again.resume()
+    assert again.step == 5
+    fit(again)
+    saved = [
+        checkpoint.load(path).tensors
+        for folder in ("whole", "parts")
+        if (path := checkpoint.latest(tmp_path / folder))
+    ]
+    assert saved[0].keys() == saved[1].keys()
+    assert any(name.startswith("labels.") for name in saved[0])
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+    lines = [(tmp_path / folder / "metrics.jsonl").read_text() for folder in ("whole", "parts")]
+    assert lines[0] == lines[1]
+    assert torch.equal(whole.batch(11).pixels, again.batch(11).pixels)
+
+
+def test_run_folder_has_what_readers_need(tiny, tmp_path):
+    """The indices, quality of the probabilities, a section and pictures, for both methods."""
+    config = tiny(
+        run_dir=str(tmp_path),
+        data={"label_fraction": 0.05, "split_seed": 4},
+        method={"label_particles": 3},
+    )
+    run_dir, (result, beside) = run(config)
+    chosen = json.loads((run_dir / "labels.json").read_text())
+    assert chosen["split_seed"] == 4
+    assert len(chosen["indices"]) == len(chosen["labels"]) == result["labels"]["labelled"]
+    assert (run_dir / "baseline-vae/labels.json").read_text() == (
+        run_dir / "labels.json"
+    ).read_text()
+    found = result["labels"]
+    assert found["images"] == 250
+    assert found["zeta"] == 64 / (10 * 0.5)
+    assert 0 < found["decoder_spread"] < 2
+    assert beside["labels"]["decoder_spread"] is None
+    assert (found["label_decoders"], beside["labels"]["label_decoders"]) == (3, 1)
+    assert 0 < found["error"] < 1
+    assert found["calibrated"]["nll"] < found["nll"] + 0.1
+    assert 0 < found["nearest_neighbour_error"] < 1
+    report = (run_dir / "report.md").read_text()
+    assert "## Labels" in report
+    for picture in ("confusion", "uncertain", "code_map"):
+        assert f"({picture}.png)" in report
+        assert (run_dir / f"{picture}.png").stat().st_size > 5000
+    networks = load_model(run_dir, read_config(run_dir), 64)
+    assert networks.labels is not None
+    assert result["selected_step"] == result["steps"] == 20
+
+
+def test_without_labels_nothing_of_them_is_left(tiny, tmp_path):
+    run_dir, (result, *_) = run(tiny(run_dir=str(tmp_path), trainer={"baseline": "none"}))
+    assert "labels" not in result
+    assert "Labels" not in (run_dir / "report.md").read_text()
+    assert not (run_dir / "labels.json").exists()
+    saved = checkpoint.latest(run_dir)
+    assert saved is not None
+    assert not any(name.startswith("labels") for name in checkpoint.load(saved).tensors)
+
+
+def test_split_seed_alone_decides_the_images(tiny, digits, tmp_path):
+    trainers = [
+        Trainer(tiny(data=LABELS | {"split_seed": split}, seed=seed), digits, tmp_path)
+        for split, seed in ((1, 0), (1, 7), (2, 0))
+    ]
+    first, same, other = (each.labelled.indices for each in trainers if each.labelled)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_a_data_set_without_labels_is_refused(tiny, digits, tmp_path):
+    split = replace(digits.train, labels=None)
+    bare = Dataset(
+        name="own",
+        binarization="fixed",
+        binarization_seed=None,
+        image_shape=(8, 8),
+        train=split,
+        validation=digits.validation,
+        test=digits.test,
+    )
+    with pytest.raises(ValueError, match="the images of this data set have no labels"):
+        Trainer(tiny(data=LABELS), bare, tmp_path)
