@@ -27,7 +27,7 @@ PAPER_NOTE = (
 )
 QUOTES = (
     ("ladder network, FNN", "1.06 ± 0.37", "Rasmus et al. 2015 (arXiv 1507.02672)"),
-    ("ladder network, CNN", "0.89 ± 0.50", "Rasmus et al. 2015 (arXiv 1507.02672)"),
+    ("ladder network, CNN", "0.89", "Rasmus et al. 2015 (arXiv 1507.02672)"),
     ("VAT, FNN", "1.36", "Miyato et al. 2018 (arXiv 1704.03976)"),
 )
 """Other methods at 10 labels a class, error in %."""
@@ -135,12 +135,16 @@ def _caption(found: Group) -> str:
     seconds = [
         numbers["cpu_seconds"] for by_split in found.values() for numbers in by_split.values()
     ]
-    return (
-        f"Error on the 10,000 test images, mean ± standard deviation over {len(splits)} choices of "
-        f"labelled images; {min(seconds):.0f} to {max(seconds):.0f} processor seconds a cell. "
-        "Nearest neighbour: class of the nearest labelled image in the code space of M1, which has "
+    over = "one choice" if len(splits) == 1 else f"{len(splits)} choices"
+    nearest = any(row == "M1+M2" for _, row, _ in found)
+    floor = (
+        " Nearest neighbour: class of the nearest labelled image in the code space of M1, which has "
         "seen no label."
     )
+    return (
+        f"Error on the 10,000 test images, mean ± standard deviation over {over} of labelled "
+        f"images; {min(seconds):.0f} to {max(seconds):.0f} processor seconds a cell."
+    ) + (floor if nearest else "")
 
 
 def _tests(found: Group) -> str:

@@ -53,13 +53,17 @@ def save_uncertain(
     probabilities: Tensor,
     labels: Tensor,
     pixels: Tensor,
-    image_shape: tuple[int, int],
+    image_shape: tuple[int, ...],
 ) -> None:
     """The images whose class probabilities have the highest entropy, the most uncertain first.
 
     Above each: true class | the two most probable ones with their probabilities in percent, red
     where the first is wrong.
+
+    Errors: ValueError where image_shape is not (H, W).
     """
+    if len(image_shape) != 2:
+        raise ValueError(f"save_uncertain: image_shape must be (H, W), got {image_shape}")
     figure_class, canvas_class = figure_module()
     entropy = -torch.xlogy(probabilities, probabilities).sum(1)
     chosen = entropy.argsort(descending=True)[:UNCERTAIN]
