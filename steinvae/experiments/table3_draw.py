@@ -138,8 +138,8 @@ def _caption(found: Group) -> str:
     over = "one choice" if len(splits) == 1 else f"{len(splits)} choices"
     nearest = any(row == "M1+M2" for _, row, _ in found)
     floor = (
-        " Nearest neighbour: class of the nearest labelled image in the code space of M1, which has "
-        "seen no label."
+        " Nearest neighbour: class of the nearest labelled image in the code space of M1, which "
+        "has seen no label."
     )
     return (
         f"Error on the 10,000 test images, mean ± standard deviation over {over} of labelled "
