@@ -33,5 +33,5 @@ def make_image_encoder(
     if isinstance(encoder, ConcatEncoder):
         encoder.scale = shape.output_scale
     if isinstance(encoder, GaussianEncoder) and isinstance(encoder.trunk, TanhMlp):
-        encoder.trunk.activation = ACTIVATIONS[shape.activation]
+        encoder.activation = encoder.trunk.activation = ACTIVATIONS[shape.activation]
     return encoder

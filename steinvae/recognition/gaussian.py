@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steinvae.models.mlp import TanhMlp
+from steinvae.models.mlp import Activation, TanhMlp
 from steinvae.recognition.base import StochasticEncoder, standard_normal
 
 LOG_SIGMA_START = -1.0
@@ -22,6 +22,9 @@ class GaussianEncoder(StochasticEncoder):
     linear = True
     orientation_known = True
 
+    activation: Activation = staticmethod(torch.tanh)
+    """Of the last layer of the trunk, which applies its own to the others."""
+
     def __init__(
         self, pixels: int, hidden: Sequence[int], codes: int, generator: torch.Generator
     ) -> None:
@@ -34,7 +37,7 @@ class GaussianEncoder(StochasticEncoder):
 
     @staticmethod
     def make_trunk(widths: Sequence[int], generator: torch.Generator) -> TanhMlp:
-        """What gives features, before their last tanh."""
+        """What gives features, before their last activation."""
         return TanhMlp(widths, generator)
 
     def start_at_prior(self) -> None:
@@ -45,7 +48,7 @@ class GaussianEncoder(StochasticEncoder):
 
     def features(self, pixels: Float[Tensor, "B X"]) -> Float[Tensor, "B H"]:
         """Hidden features of the images, (B, X) -> (B, H)."""
-        return self.trunk.activation(self.trunk(pixels))
+        return self.activation(self.trunk(pixels))
 
     def moments(
         self, features: Float[Tensor, "B H"]
