@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from steinvae.config import GROUPED, Config, ModelConfig
+from steinvae.config import GROUPED, Config, MethodConfig, ModelConfig
 from steinvae.data import Dataset
 from steinvae.report import append_records, read_records, tidy_record
 from steinvae.run import RESULT, load_data, prepare, train
@@ -22,7 +22,9 @@ METRIC = "test_nll"
 
 Record = dict[str, Any]
 
-_MODEL = vars(ModelConfig())
+_MODEL, _METHOD = vars(ModelConfig()), vars(MethodConfig())
+_STEIN = ("kernel", "kernel_block", "bandwidth_factor", "normalise_direction", "mass_rate")
+"""Settings of Stein directions that are named only where they are not the default."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,10 @@ class Cell:
             further["decoder"] = model.decoder
         if model.layers:
             further |= {"layers": "-".join(map(str, model.layers)), "shape": model.gamma_shape}
-        if method.is_stein and method.kernel_block:
-            further["kernel_block"] = method.kernel_block
-        if method.is_stein and method.bandwidth_factor != 1:
-            further["bandwidth_factor"] = method.bandwidth_factor
+        if method.is_stein:
+            further |= {n: own for n in _STEIN if (own := getattr(method, n)) != _METHOD[n]}
+        if method.move_codes:
+            further |= {"move_codes": True, "code_step": method.code_step}
         if method.entropy_weight != 1:
             further["entropy_weight"] = method.entropy_weight
         if method.name == "stein_viwae":

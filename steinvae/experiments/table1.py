@@ -1,4 +1,4 @@
-"""Table 1 of Pu et al. 2017: MNIST by seven methods with equal decoder passes a step.
+"""Table 1 of Pu et al. 2017: MNIST by methods with equal decoder passes a step.
 
 Budgets: `small`, 6,000 steps on fixed binarised MNIST; `cpu`, the paper's networks on dynamic MNIST
 for equal processor time of one core; `gpu`, the same for equal time on a device, in slices.
