@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -116,12 +117,14 @@ print(1024 * (kilobytes("VmHWM") - before))
 def test_a_process_grows_by_what_the_plan_says(settings):
     """Peak resident memory of two updates beyond the libraries, of some hundred MB planned.
 
-    Without the best parameters so far, which validation would copy. The allocator keeps freed pages
-    that it cannot give back, by up to half of what is needed; below, the bound is as above.
+    Without the best parameters so far, which validation would copy. glibc by itself moves the size
+    from which it gives freed blocks back, and then keeps up to six tenths more, by how they fall;
+    held at its initial 128 KiB it gives them back, and 1.00 and 1.07 of the plan are left.
     """
     command = [sys.executable, "-c", PROBE, json.dumps(settings)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     plan = make_plan(configure(settings))
     planned = plan.state_bytes * 3 / 4 + plan.step_bytes
     assert planned > 150e6  # so that a few MB of code that comes in do not count
-    assert 0.77 < int(done.stdout) / planned < 1.6
+    assert 0.9 < int(done.stdout) / planned < 1.2
