@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steinvae.config import MethodConfig
 from steinvae.networks import Networks
+from steinvae.stein import theta_direction
 
 
 class SharesTheta(Protocol):
@@ -89,6 +90,27 @@ def temperature(method: MethodConfig, step: int) -> float:
     if step >= method.annealing_steps:
         return 1.0
     return method.temperature ** (1 - step / method.annealing_steps)
+
+
+def decoder_gradient(
+    networks: Networks,
+    batch: Batch,
+    method: MethodConfig,
+    data_size: int,
+    score: Tensor,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Minus the Stein direction of the decoders, (M, P): of all, or of the slice of P held here.
+
+    `score` (M, P) is that of this process's images; `weights` (M,) sum to 1 (eq. 12).
+    """
+    theta = networks.theta.flat
+    if batch.ranks is not None:
+        theta, score = batch.ranks.by_feature(theta, score)
+    direction = theta_direction(
+        theta, score, bandwidth=method.theta_bandwidth, data_size=data_size, weights=weights
+    )
+    return direction.neg_()
 
 
 def encoder_gradients(

@@ -45,11 +45,14 @@ class ScoredCodes(NamedTuple):
     score: Tensor
     """(B, S, d): grad_z log q(z | x)."""
 
+    log_q: Tensor
+    """(B, S) nats: log q(z | x)."""
+
 
 def exact_score(
     encoder: StochasticEncoder, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S d"]
 ) -> ScoredCodes:
-    """Codes f(x, xi) and grad_z log q(z | x) at them, for an encoder that has a density.
+    """Codes f(x, xi), and log q(z | x) with its gradient at them; for an encoder with a density.
 
     With l(xi) = log q(f(x, xi) | x) the chain rule is J^T grad_z log q = grad_xi l, J = df/dxi.
     """
@@ -57,9 +60,7 @@ def exact_score(
     parts = [
         _exact_score(encoder, pixels, noise[:, some]) for some in chunks(noise.shape[1], numbers)
     ]
-    return ScoredCodes(
-        torch.cat([part.codes for part in parts], 1), torch.cat([part.score for part in parts], 1)
-    )
+    return ScoredCodes(*(torch.cat(each, 1) for each in zip(*parts, strict=True)))
 
 
 def _exact_score(encoder: StochasticEncoder, pixels: Tensor, noise: Tensor) -> ScoredCodes:
@@ -74,7 +75,7 @@ def _exact_score(encoder: StochasticEncoder, pixels: Tensor, noise: Tensor) -> S
         else:
             transposed = encoder.jacobian(pixels, free.detach()).mT
             score = torch.linalg.solve_ex(transposed, to_noise[..., None]).result.squeeze(-1)
-    return ScoredCodes(codes.detach(), score)
+    return ScoredCodes(codes.detach(), score, log_q.detach())
 
 
 @torch.no_grad()
@@ -118,11 +119,11 @@ def direction_stats(
 
     Shapes: score = g and direction = phi at the codes of `noise`.
     """
-    codes, own = exact_score(networks.encoder, pixels, noise)
+    codes, own, _ = exact_score(networks.encoder, pixels, noise)
     h = bandwidth
     if isinstance(bandwidth, str):
         h = factor * median_bandwidth(codes, rule=bandwidth)
-    reference, of_reference = exact_score(networks.encoder, pixels, reference_noise(noise))
+    reference, of_reference, _ = exact_score(networks.encoder, pixels, reference_noise(noise))
     posterior = posterior_scores(
         networks.model, networks.theta, reference, pixels, data_size=1
     ).codes

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from steinvae.chunks import Drawn
 from steinvae.config import MethodConfig
-from steinvae.gradients import Batch, Gradients, code_spread
+from steinvae.gradients import Batch, Gradients, code_spread, decoder_gradient
 from steinvae.monitor import exact_score
 from steinvae.networks import Networks
 from steinvae.pairs import Pairing
 from steinvae.recognition import standard_normal
-from steinvae.stein import posterior_scores, theta_direction
+from steinvae.stein import posterior_scores
 from steinvae.weights import effective_samples
 
 
@@ -40,12 +40,11 @@ def moved_viwae(
     """
     drawn, group = Drawn(networks, batch), method.importance_samples
     codes = drawn.codes
-    with torch.no_grad():
-        log_q = networks.encoder.codes_and_log_density(batch.pixels, batch.noise)[1]
     posterior = posterior_scores(
         networks.model, networks.theta, codes, batch.pixels, data_size=data_size
     ).codes
-    pull = posterior - exact_score(networks.encoder, batch.pixels, batch.noise).score
+    _, score, log_q = exact_score(networks.encoder, batch.pixels, batch.noise)
+    pull = posterior - score
     moved = codes + method.code_step * shift(pull, linear_part(networks, batch.pixels), group)
     scores = posterior_scores(
         networks.model,
@@ -56,9 +55,7 @@ def moved_viwae(
         pairing=Pairing(method.pairing, group, batch.permutation),
         log_ratio=standard_normal(moved) - log_q,
     )
-    to_theta = theta_direction(
-        networks.theta.flat, scores.theta, bandwidth=method.theta_bandwidth, data_size=data_size
-    )
+    theta = decoder_gradient(networks, batch, method, data_size, scores.theta)
     stats = {
         "distortion": -scores.log_likelihood.mean(),
         "code_spread": code_spread(codes),
@@ -67,7 +64,7 @@ def moved_viwae(
     }
     if scores.weights is not None:
         stats["effective_samples"] = effective_samples(scores.weights, group)
-    return Gradients(-to_theta, drawn.pull_back(pull), stats)
+    return Gradients(theta, drawn.pull_back(pull), stats)
 
 
 def shift(

@@ -19,7 +19,7 @@ from steinvae.baselines import BASELINES, iwae, vae
 from steinvae.blocks import runs
 from steinvae.chunks import Drawn, in_chunks
 from steinvae.config import MethodConfig
-from steinvae.gradients import Batch, Gradients, Objective, code_spread
+from steinvae.gradients import Batch, Gradients, Objective, code_spread, decoder_gradient
 from steinvae.masses import mass_direction
 from steinvae.monitor import field_stats, fold_stats
 from steinvae.moves import moved_viwae
@@ -32,7 +32,6 @@ from steinvae.stein import (
     normalised_direction,
     posterior_scores,
     summed_direction,
-    theta_direction,
 )
 from steinvae.weights import effective_samples, group_weights, log_prior_over_q, printed_weights
 
@@ -159,22 +158,13 @@ def move(
         placed, score = codes / scale, scores.codes * scale
         direction, to_codes = _direct(placed, score, method, blocks, weights.codes)
         direction, to_codes = direction / scale, to_codes / scale
-    theta, score = networks.theta.flat, scores.theta
-    if batch.ranks is not None:
-        theta, score = batch.ranks.by_feature(theta, score)
-    to_theta = theta_direction(
-        theta,
-        score,
-        bandwidth=method.theta_bandwidth,
-        data_size=data_size,
-        weights=weights.theta,
-    )
+    theta = decoder_gradient(networks, batch, method, data_size, scores.theta, weights.theta)
     stats = _stein_stats(networks, batch, codes, scores, direction, method)
     if batch.reference is not None and batch.temperature == 1:  # masses of p, not of p^(1/T)
         to_masses = mass_direction(networks, batch.pixels, batch.noise, codes, batch.reference)
         to_codes = to_codes + method.mass_rate * to_masses
     return Gradients(
-        theta=to_theta.neg_(),
+        theta=theta,
         eta=drawn.pull_back(to_codes),
         stats=stats | weights.stats,
         targets=codes + method.code_step * to_codes if method.regression_steps > 1 else None,

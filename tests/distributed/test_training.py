@@ -24,6 +24,7 @@ METHODS = {
     "stein": {},
     "dealt": {"pairing": "strat"},
     "viwae": {"name": "stein_viwae", "importance_samples": 3},
+    "moved codes": {"name": "stein_viwae", "importance_samples": 3, "move_codes": True},
     "vae": {"name": "vae", "shared_noise": True},
     "regression": {"regression_steps": 2},
 }

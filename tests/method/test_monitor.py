@@ -32,11 +32,11 @@ def test_exact_score_is_the_slope_of_log_q_between_neighbouring_codes(kind):
     """log q(z') - log q(z) = (z' - z).(s + s') / 2 up to third order, in any direction."""
     encoder = build(kind, 3, 2)
     pixels, noise = torch.rand(2, 6).double(), torch.randn(2, 5, 3).double()
-    codes, score = exact_score(encoder, pixels, noise)
+    codes, score, _ = exact_score(encoder, pixels, noise)
     _, log_q = encoder.codes_and_log_density(pixels, noise)
     for _ in range(3):
         near = noise + 1e-4 * torch.randn(2, 5, 3).double()
-        moved, moved_score = exact_score(encoder, pixels, near)
+        moved, moved_score, _ = exact_score(encoder, pixels, near)
         _, moved_log_q = encoder.codes_and_log_density(pixels, near)
         expected = ((moved - codes) * (score + moved_score) / 2).sum(-1)
         torch.testing.assert_close(moved_log_q - log_q, expected, rtol=1e-5, atol=1e-9)
@@ -62,8 +62,8 @@ def test_stats_are_those_of_the_fields_written_out(make_networks, pixels, monkey
     networks = make_networks(theta_particles=2, flow_blocks=2)
     noise, score, direction = pieces(networks, pixels, 5)
     stats = direction_stats(networks, pixels, noise, score, direction, bandwidth=1.3)
-    codes, own = exact_score(networks.encoder, pixels, noise)
-    reference, of_reference = exact_score(networks.encoder, pixels, reference_noise(noise, 8))
+    codes, own, _ = exact_score(networks.encoder, pixels, noise)
+    reference, of_reference, _ = exact_score(networks.encoder, pixels, reference_noise(noise, 8))
     posterior = posterior_scores(
         networks.model, networks.theta, reference, pixels, data_size=1
     ).codes
