@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 from steinvae.config import Config
@@ -17,10 +16,10 @@ from steinvae.density import Annealing, Suite
 from steinvae.experiments.cells import read
 from steinvae.experiments.measured import measure_cells
 from steinvae.experiments.pilot import with_steps
+from steinvae.experiments.slices import add_slices, check_positive, time_slice
 from steinvae.experiments.table1_cells import cells, dynamic, small
 from steinvae.experiments.table1_draw import draw, efforts, short
 from steinvae.run import load_data
-from steinvae.signals import OUT_OF_TIME, Interrupted, StopRequest
 
 NAME = "table1"
 BUDGETS = ("small", "cpu", "gpu")
@@ -42,7 +41,7 @@ def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--budget", choices=BUDGETS, help="default small")
     add("--minutes", type=float, help="of a run, for budgets cpu and gpu (default 60)")
-    add("--slice_minutes", type=float, help="stop then, to be continued")
+    add_slices(parser)
 
 
 def run(
@@ -66,28 +65,19 @@ def run(
     """
     if budget not in BUDGETS:
         raise ValueError(f"budget must be one of {BUDGETS}, got {budget!r}")
-    for name, value in (("minutes", minutes), ("slice_minutes", slice_minutes)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+    check_positive(minutes=minutes, slice_minutes=slice_minutes)
     if budget == "small" and minutes is not None:
         raise ValueError(
             f"minutes act for budgets cpu and gpu, small has 6,000 steps; got {minutes}"
         )
     folder = run_dir / budget
     dataset: Dataset | None = None
-    try:
-        with ExitStack() as stack:
-            seconds = None if slice_minutes is None else 60 * slice_minutes
-            stop = stack.enter_context(StopRequest(seconds))
-            for cell in cells(base(budget, root), seeds):
-                dataset = dataset or load_data(cell.config)
-                if budget != "small":
-                    cell = with_steps(cell, dataset, folder, minutes or MINUTES)
-                measure_cells(NAME, [cell], SUITE, IMAGES, output, folder, stop, dataset)
-    except Interrupted as ending:
-        if ending.number != OUT_OF_TIME:
-            raise
-        print(f"the slice of {slice_minutes} minutes is over: run the same command to continue")
+    with time_slice(slice_minutes) as stop:
+        for cell in cells(base(budget, root), seeds):
+            dataset = dataset or load_data(cell.config)
+            if budget != "small":
+                cell = with_steps(cell, dataset, folder, minutes or MINUTES)
+            measure_cells(NAME, [cell], SUITE, IMAGES, output, folder, stop, dataset)
     return table(output, seeds)
 
 

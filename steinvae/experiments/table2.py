@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +16,13 @@ from steinvae.data import CountDataset
 from steinvae.density import Annealing, Suite
 from steinvae.experiments.cells import Cell, Record, read, with_threads
 from steinvae.experiments.measured import measure_cells
+from steinvae.experiments.slices import add_slices, check_positive, time_slice
 from steinvae.experiments.table2_cells import CORPORA, ROWS, cells, timed
 from steinvae.experiments.table2_draw import draw
 from steinvae.perplexity import perplexity, unigram_nll
 from steinvae.report import append_records, tidy_record
 from steinvae.run import load_data
-from steinvae.signals import OUT_OF_TIME, Interrupted, StopRequest
+from steinvae.signals import StopRequest
 
 NAME = "table2"
 SUBSET = 100
@@ -44,7 +44,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--corpus", choices=tuple(CORPORA), help="one alone; default both")
     add("--row", choices=tuple(ROWS), help="one alone; default all")
     add("--minutes", type=float, help="processor minutes of a run (default 3; nyt 1.5)")
-    add("--slice_minutes", type=float, help="stop then, to be continued")
+    add_slices(parser)
 
 
 def run(
@@ -64,20 +64,11 @@ def run(
     continues there. Errors: ValueError for minutes that are not positive, or other than those that
     the runs in `run_dir` were begun with.
     """
-    for name, value in (("minutes", minutes), ("slice_minutes", slice_minutes)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-    try:
-        with ExitStack() as stack:
-            seconds = None if slice_minutes is None else 60 * slice_minutes
-            stop = stack.enter_context(StopRequest(seconds))
-            for name in [corpus] if corpus else CORPORA:
-                wanted = [c for c in cells(name, root, seeds) if row in (None, c.row)]
-                _run_corpus(name, wanted, output, run_dir / name, minutes, stop)
-    except Interrupted as ending:
-        if ending.number != OUT_OF_TIME:
-            raise
-        print(f"the slice of {slice_minutes} minutes is over: run the same command to continue")
+    check_positive(minutes=minutes, slice_minutes=slice_minutes)
+    with time_slice(slice_minutes) as stop:
+        for name in [corpus] if corpus else CORPORA:
+            wanted = [c for c in cells(name, root, seeds) if row in (None, c.row)]
+            _run_corpus(name, wanted, output, run_dir / name, minutes, stop)
     return table(output, seeds)
 
 

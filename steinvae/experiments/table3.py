@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from steinvae.data import Dataset
 from steinvae.experiments.cells import Cell, Record, read, train_cell, with_threads
 from steinvae.experiments.pilot import with_steps
+from steinvae.experiments.slices import add_slices, check_positive, time_slice
 from steinvae.experiments.table3_cells import BUDGETS, NETWORKS, PER_CLASS, cells
 from steinvae.experiments.table3_draw import draw, paper_error
 from steinvae.report import append_records, tidy_record
 from steinvae.run import load_data
-from steinvae.signals import OUT_OF_TIME, Interrupted, StopRequest
+from steinvae.signals import StopRequest
 
 NAME = "table3"
 
@@ -32,7 +32,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--networks", help="of FNN,CNN (default: those of the budget)")
     add("--per_class", help="labels a class, of 10,60,100,300 (default: those of the budget)")
     add("--minutes", type=float, help="of a cell, for cpu (default 40) and gpu (20)")
-    add("--slice_minutes", type=float, help="stop then, to be continued")
+    add_slices(parser)
 
 
 def run(
@@ -59,9 +59,7 @@ def run(
     if budget not in BUDGETS:
         raise ValueError(f"budget must be one of {tuple(BUDGETS)}, got {budget!r}")
     chosen = BUDGETS[budget]
-    for option, value in (("minutes", minutes), ("slice_minutes", slice_minutes)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{option} must be positive, got {value}")
+    check_positive(minutes=minutes, slice_minutes=slice_minutes)
     if chosen.minutes is None and minutes is not None:
         raise ValueError(f"minutes act for cpu and gpu, {budget} has steps; got {minutes}")
     if splits is not None and splits < 1:
@@ -73,15 +71,8 @@ def run(
         _among("networks", networks, NETWORKS),
         [int(n) for n in _among("per_class", per_class, tuple(map(str, PER_CLASS))) or ()],
     )
-    seconds = None if slice_minutes is None else 60 * slice_minutes
-    try:
-        with ExitStack() as stack:
-            stop = stack.enter_context(StopRequest(seconds))
-            _run_cells(wanted, budget, output, run_dir / budget, minutes or chosen.minutes, stop)
-    except Interrupted as ending:
-        if ending.number != OUT_OF_TIME:
-            raise
-        print(f"the slice of {slice_minutes} minutes is over: run the same command to continue")
+    with time_slice(slice_minutes) as stop:
+        _run_cells(wanted, budget, output, run_dir / budget, minutes or chosen.minutes, stop)
     return table(output, seeds)
 
 
