@@ -17,6 +17,7 @@ from steinvae.recognition import (
     ResidualEncoder,
     StochasticEncoder,
     TriangularEncoder,
+    make_encoder,
 )
 
 
@@ -65,7 +66,4 @@ def make_count_encoder(
     depth: int = 1,
 ) -> StochasticEncoder:
     """As `recognition.make_encoder`; concat has no features to put the logarithm before."""
-    if kind not in COUNT_ENCODERS:
-        raise ValueError(f"model.encoder must be one of {sorted(COUNT_ENCODERS)}, got {kind!r}")
-    options = {"depth": depth} if kind in ("flow", "planar") else {}
-    return COUNT_ENCODERS[kind](words, hidden, codes, generator, **options)  # type: ignore[call-arg]
+    return make_encoder(kind, words, hidden, codes, generator, depth, encoders=COUNT_ENCODERS)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from steinvae.models.bernoulli import BernoulliPixels
 from steinvae.particles import Parameter
 
 KERNEL, STRIDE = 5, 2
@@ -21,7 +22,7 @@ SLOPE = 0.01
 """Of the leaky ReLU below zero (Maas et al. 2013)."""
 
 
-class BernoulliConv:
+class BernoulliConv(BernoulliPixels):
     """p(x | z, theta) = prod_i Bernoulli(x_i; sigmoid(l_i(z, theta))), l an all-convolutional net.
 
     One linear layer to hidden[0] planes of side / 2^L, then L = len(hidden) transposed 5x5
@@ -70,29 +71,6 @@ class BernoulliConv:
                 groups=decoders,
             )
         return planes.reshape(rows, decoders, -1).transpose(0, 1)
-
-    def log_likelihood(
-        self,
-        theta: dict[str, Tensor],
-        codes: Float[Tensor, "#M B n d"],
-        pixels: Float[Tensor, "B X"],
-    ) -> Float[Tensor, "M B n"]:
-        """log p(x_b | z_bs, theta_m) in nats, summed over pixels.
-
-        Shapes: codes (M or 1, B, n, d), pixels (B, X) in [0, 1] -> (M, B, n) float32.
-        """
-        images, samples = codes.shape[1:3]
-        logits = self.logits(theta, codes.flatten(1, 2)).unflatten(1, (images, samples))
-        target = pixels[:, None, :].expand_as(logits)
-        return -F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
-
-    def mean_images(
-        self, theta: dict[str, Tensor], codes: Float[Tensor, "n d"]
-    ) -> Float[Tensor, "n X"]:
-        """E[x | z_i, theta_m], the decoders taking turns: codes (n, d) -> (n, X) in [0, 1]."""
-        means = self.logits(theta, codes[None]).sigmoid()
-        order = torch.arange(len(codes), device=codes.device)
-        return means[order % means.shape[0], order]
 
 
 def coarsest(pixels: int, layers: int) -> int:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from steinvae.models.bernoulli import BernoulliPixels
 from steinvae.models.closed_form import HIDDEN, ClosedForm, Layers, Weigh, bernoulli_gradients
 from steinvae.particles import Parameter
 
@@ -21,7 +22,7 @@ Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"tanh": torch.tanh, "softplus": F.softplus}
 
 
-class BernoulliMlp:
+class BernoulliMlp(BernoulliPixels):
     """p(x | z, theta) = prod_i Bernoulli(x_i; sigmoid(l_i(z, theta))), l a tanh or softplus MLP.
 
     All M decoders run in one batched matrix product a layer; no loop over particles. Training takes
@@ -65,21 +66,6 @@ class BernoulliMlp:
             activation = activation if layer == last else ACTIVATIONS[self.activation](activation)
         return activation
 
-    def log_likelihood(
-        self,
-        theta: dict[str, Tensor],
-        codes: Float[Tensor, "#M B n d"],
-        pixels: Float[Tensor, "B X"],
-    ) -> Float[Tensor, "M B n"]:
-        """log p(x_b | z_bs, theta_m) in nats, summed over pixels.
-
-        Shapes: codes (M or 1, B, n, d), pixels (B, X) in [0, 1] -> (M, B, n) float32.
-        """
-        images, samples = codes.shape[1:3]
-        logits = self.logits(theta, codes.flatten(1, 2)).unflatten(1, (images, samples))
-        target = pixels[:, None, :].expand_as(logits)
-        return -F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
-
     def pair_gradients(
         self,
         theta: dict[str, Tensor],
@@ -103,25 +89,6 @@ class BernoulliMlp:
     def _layers(self, theta: dict[str, Tensor]) -> Layers:
         return [(theta[f"weight{i}"], theta[f"bias{i}"]) for i in range(len(self.widths) - 1)]
 
-    def mean_images(
-        self, theta: dict[str, Tensor], codes: Float[Tensor, "n d"]
-    ) -> Float[Tensor, "n X"]:
-        """E[x | z_i, theta_m], the decoders taking turns: codes (n, d) -> (n, X) in [0, 1]."""
-        means = self.logits(theta, codes[None]).sigmoid()
-        order = torch.arange(len(codes), device=codes.device)
-        return means[order % means.shape[0], order]
-
-    def draw_images(
-        self, theta: dict[str, Tensor], codes: Float[Tensor, "n d"], generator: torch.Generator
-    ) -> Float[Tensor, "n X"]:
-        """x_i ~ p(x | z_i, theta) for the one decoder in theta: codes (n, d) -> (n, X) bits.
-
-        The uniform draws are made on the CPU, so that a seed means the same images everywhere.
-        """
-        (means,) = self.logits(theta, codes[None]).sigmoid()
-        draws = torch.rand(means.shape, generator=generator).to(means.device)
-        return (draws < means).to(means.dtype)
-
 
 class TanhMlp(nn.Module):
     """A tanh MLP with fan-in scaled normal weights; tanh follows every layer but the last.
@@ -141,6 +108,7 @@ class TanhMlp(nn.Module):
             nn.init.normal_(layer.weight, std=scale * layer.in_features**-0.5, generator=generator)
             nn.init.zeros_(layer.bias)
         *hidden, self.last = layers
+        self.outputs = self.last.out_features
         self.hidden = nn.ModuleList(hidden)
 
     def weights(self) -> list[Tensor]:

@@ -9,7 +9,7 @@ Everything that depends on x alone is computed once per image, not once per code
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -56,14 +56,17 @@ def make_encoder(
     generator: torch.Generator,
     depth: int = 1,
     noise_hidden: int | None = None,
+    *,
+    encoders: Mapping[str, type[StochasticEncoder]] = ENCODERS,
 ) -> StochasticEncoder:
     """The encoder called `kind`; `depth` counts the blocks of flow and the layers of planar.
 
-    `noise_hidden` are the units of the noise networks of flow and residual.
+    `noise_hidden` are the units of the noise networks of flow and residual. `encoders` are the
+    kinds that there are, those of images by default. Errors: ValueError for any other.
     """
-    if kind not in ENCODERS:
-        raise ValueError(f"model.encoder must be one of {sorted(ENCODERS)}, got {kind!r}")
+    if kind not in encoders:
+        raise ValueError(f"model.encoder must be one of {sorted(encoders)}, got {kind!r}")
     options: dict[str, int | None] = {"depth": depth} if kind in ("flow", "planar") else {}
     if kind in ("flow", "residual"):
         options["noise_hidden"] = noise_hidden
-    return ENCODERS[kind](pixels, hidden, codes, generator, **options)  # type: ignore[call-arg]
+    return encoders[kind](pixels, hidden, codes, generator, **options)  # type: ignore[call-arg]

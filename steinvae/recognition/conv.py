@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from steinvae.models.conv import KERNEL, SLOPE, STRIDE, coarsest
 from steinvae.models.mlp import TanhMlp
+from steinvae.recognition import make_encoder
 from steinvae.recognition.base import StochasticEncoder
 from steinvae.recognition.flow import FlowEncoder
-from steinvae.recognition.gaussian import LOG_SIGMA_START, GaussianEncoder
-from steinvae.recognition.residual import NoiseResidual
+from steinvae.recognition.gaussian import GaussianEncoder
 
 NOISE_UNITS = 200
 """Hidden units of a flow block's noise network, those of the paper's MNIST encoder."""
@@ -31,7 +31,7 @@ class ConvTrunk(nn.Module):
     def __init__(self, pixels: int, planes: Sequence[int], generator: torch.Generator) -> None:
         super().__init__()
         self.side = isqrt(pixels)
-        self.features = planes[-1] * coarsest(pixels, len(planes)) ** 2
+        self.outputs = planes[-1] * coarsest(pixels, len(planes)) ** 2
         self.layers = nn.ModuleList(_conv(a, b, generator) for a, b in pairwise((1, *planes)))
 
     def forward(self, pixels: Float[Tensor, "B X"]) -> Float[Tensor, "B F"]:
@@ -41,45 +41,27 @@ class ConvTrunk(nn.Module):
         return planes.flatten(1)
 
 
-class ConvGaussianEncoder(GaussianEncoder):
+def _as_it_is(features: Tensor) -> Tensor:
+    return features
+
+
+class _OnPlanes(GaussianEncoder):
+    """Features are those of a `ConvTrunk`, which has its last activation in it."""
+
+    activation = staticmethod(_as_it_is)
+
+    @staticmethod
+    def make_trunk(widths: Sequence[int], generator: torch.Generator) -> ConvTrunk:
+        """(B, X) -> (B, F)."""
+        return ConvTrunk(widths[0], widths[1:], generator)
+
+
+class ConvGaussianEncoder(_OnPlanes):
     """z = mu(x) + sigma(x) xi, both linear in the features of a `ConvTrunk`."""
 
-    def __init__(
-        self, pixels: int, hidden: Sequence[int], codes: int, generator: torch.Generator
-    ) -> None:
-        StochasticEncoder.__init__(self)
-        self.codes = codes
-        self.trunk = ConvTrunk(pixels, hidden, generator)  # type: ignore[assignment]
-        self.head = TanhMlp((self.trunk.features, 2 * codes), generator)
-        with torch.no_grad():
-            self.head.last.bias[codes:] = LOG_SIGMA_START
 
-    def features(self, pixels: Float[Tensor, "B X"]) -> Float[Tensor, "B F"]:
-        """Features of the images, (B, X) -> (B, F)."""
-        return self.trunk(pixels)
-
-
-class ConvFlowEncoder(FlowEncoder):
+class ConvFlowEncoder(_OnPlanes, FlowEncoder):
     """`FlowEncoder` on the features of a `ConvTrunk`: injective, one convolution pass an image."""
-
-    def __init__(
-        self,
-        pixels: int,
-        hidden: Sequence[int],
-        codes: int,
-        generator: torch.Generator,
-        depth: int = 1,
-        noise_hidden: int | None = None,
-    ) -> None:
-        ConvGaussianEncoder.__init__(self, pixels, hidden, codes, generator)  # type: ignore[arg-type]
-        features = self.head.last.in_features
-        width = noise_hidden or NOISE_UNITS
-        blocks = [NoiseResidual(features, width, codes, generator) for _ in range(depth)]
-        self.residual, self.further = blocks[0], nn.ModuleList(blocks[1:])
-
-    def features(self, pixels: Float[Tensor, "B X"]) -> Float[Tensor, "B F"]:
-        """Features of the images, (B, X) -> (B, F)."""
-        return self.trunk(pixels)
 
 
 class ConvPlaneEncoder(StochasticEncoder):
@@ -120,7 +102,7 @@ class ConvPlaneEncoder(StochasticEncoder):
         return self.head(planes.flatten(1)).unflatten(0, (images, samples))
 
 
-_ENCODERS: dict[str, type[StochasticEncoder]] = {
+CONV_ENCODERS: dict[str, type[StochasticEncoder]] = {
     "gaussian": ConvGaussianEncoder,
     "flow": ConvFlowEncoder,
     "concat": ConvPlaneEncoder,
@@ -137,10 +119,8 @@ def make_conv_encoder(
     noise_hidden: int | None = None,
 ) -> StochasticEncoder:
     """As `recognition.make_encoder`; `hidden` are kernels of the convolutions, concat the plane."""
-    if kind not in _ENCODERS:
-        raise ValueError(f"model.encoder must be one of {sorted(_ENCODERS)}, got {kind!r}")
-    options = {"depth": depth, "noise_hidden": noise_hidden} if kind == "flow" else {}
-    return _ENCODERS[kind](pixels, hidden, codes, generator, **options)  # type: ignore[call-arg]
+    arguments = (kind, pixels, hidden, codes, generator, depth, noise_hidden or NOISE_UNITS)
+    return make_encoder(*arguments, encoders=CONV_ENCODERS)
 
 
 def _conv(planes: int, out: int, generator: torch.Generator) -> nn.Conv2d:

@@ -33,7 +33,8 @@ class FlowEncoder(ResidualEncoder):
     ) -> None:
         super().__init__(pixels, hidden, codes, generator, noise_hidden)
         width = noise_hidden or hidden[-1]
-        further = (NoiseResidual(hidden[-1], width, codes, generator) for _ in range(depth - 1))
+        features = self.trunk.outputs
+        further = (NoiseResidual(features, width, codes, generator) for _ in range(depth - 1))
         self.further = nn.ModuleList(further)
 
     @property

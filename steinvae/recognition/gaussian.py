@@ -31,7 +31,7 @@ class GaussianEncoder(StochasticEncoder):
         super().__init__()
         self.codes = codes
         self.trunk = self.make_trunk((pixels, *hidden), generator)
-        self.head = TanhMlp((hidden[-1], 2 * codes), generator)
+        self.head = TanhMlp((self.trunk.outputs, 2 * codes), generator)
         with torch.no_grad():
             self.head.last.bias[codes:] = LOG_SIGMA_START
 

@@ -84,7 +84,8 @@ class ResidualEncoder(GaussianEncoder):
         noise_hidden: int | None = None,
     ) -> None:
         super().__init__(pixels, hidden, codes, generator)
-        self.residual = NoiseResidual(hidden[-1], noise_hidden or hidden[-1], codes, generator)
+        width = noise_hidden or hidden[-1]
+        self.residual = NoiseResidual(self.trunk.outputs, width, codes, generator)
 
     def forward(
         self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S d"]
