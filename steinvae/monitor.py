@@ -24,7 +24,7 @@ from steinvae.chunks import chunks, numbers_of_a_code
 from steinvae.config import MethodConfig
 from steinvae.networks import Networks
 from steinvae.recognition import StochasticEncoder
-from steinvae.stein import posterior_scores
+from steinvae.stein import code_scores
 
 IMAGES = 4
 """Images of a minibatch that are looked at."""
@@ -124,9 +124,7 @@ def direction_stats(
     if isinstance(bandwidth, str):
         h = factor * median_bandwidth(codes, rule=bandwidth)
     reference, of_reference, _ = exact_score(networks.encoder, pixels, reference_noise(noise))
-    posterior = posterior_scores(
-        networks.model, networks.theta, reference, pixels, data_size=1
-    ).codes
+    posterior = code_scores(networks.model, networks.theta, reference, pixels)
     pull, known = score - own, posterior - of_reference
     halves = [
         rbf_gram(part, codes, bandwidth=h).mT @ known_part / part.shape[1]

@@ -26,7 +26,7 @@ from steinvae.monitor import exact_score
 from steinvae.networks import Networks
 from steinvae.pairs import Pairing
 from steinvae.recognition import standard_normal
-from steinvae.stein import posterior_scores
+from steinvae.stein import code_scores, posterior_scores
 from steinvae.weights import effective_samples
 
 
@@ -40,9 +40,7 @@ def moved_viwae(
     """
     drawn, group = Drawn(networks, batch), method.importance_samples
     codes = drawn.codes
-    posterior = posterior_scores(
-        networks.model, networks.theta, codes, batch.pixels, data_size=data_size
-    ).codes
+    posterior = code_scores(networks.model, networks.theta, codes, batch.pixels)
     _, score, log_q = exact_score(networks.encoder, batch.pixels, batch.noise)
     pull = posterior - score
     moved = codes + method.code_step * shift(pull, linear_part(networks, batch.pixels), group)

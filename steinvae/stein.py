@@ -76,6 +76,17 @@ def posterior_scores(
     )
 
 
+def code_scores(
+    model: GenerativeModel,
+    theta: ParticleEnsemble,
+    codes: Float[Tensor, "B S d"],
+    pixels: Float[Tensor, "B X"],
+) -> Float[Tensor, "B S d"]:
+    """The codes' half of `posterior_scores`, every decoder seeing every code, in less time."""
+    found = pair_gradients(model, theta, codes, pixels, Pairing(), decoders=False)
+    return found.codes - codes.detach()
+
+
 def code_bandwidth(
     codes: Float[Tensor, "B S d"],
     rule: str | float | Float[Tensor, " B"],

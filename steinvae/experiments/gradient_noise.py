@@ -28,7 +28,7 @@ from steinvae.experiments.direction_variants import KNOW_DENSITY, Direction, See
 from steinvae.gradients import encoder_gradients
 from steinvae.monitor import exact_score
 from steinvae.networks import Networks
-from steinvae.stein import posterior_scores
+from steinvae.stein import code_scores
 
 PARTS = ("all", "mean", "width", "shape")
 """Of eta: everything; the last layer's rows of mu and of log sigma; the non-Gaussian residual."""
@@ -128,7 +128,7 @@ def _repeat(
     basis = torch.linalg.qr(torch.randn(d, d, generator=generator))[0].to(pixels)
     started = time.process_time()
     codes = networks.encoder(pixels, noise)
-    score = posterior_scores(networks.model, networks.theta, codes, pixels, data_size=1).codes
+    score = code_scores(networks.model, networks.theta, codes, pixels)
     clock[_PASS] += time.process_time() - started
     started = time.process_time()
     own = exact_score(networks.encoder, pixels, noise).score

@@ -44,7 +44,7 @@ class HasPairGradients(Protocol):
         theta: dict[str, Tensor],
         codes: Tensor,
         pixels: Tensor,
-        into: dict[str, Tensor],
+        into: dict[str, Tensor] | None,
         *,
         weigh: Weigh | None = None,
         group: int = 1,
@@ -53,7 +53,8 @@ class HasPairGradients(Protocol):
         """log p(x_b | z_bs, theta_m) of all pairs with its gradient in each pair's code.
 
         `into`, shaped as theta, gets sum_pairs w grad_theta log p(x | z, theta): written where
-        `fresh`, else added. w = `weigh(log_likelihood, block)` for blocks (slices of decoders,
-        images and codes) that have whole groups of `group` codes, 1 without `weigh`.
+        `fresh`, else added; None asks for none. w = `weigh(log_likelihood, block)` for blocks
+        (slices of decoders, images and codes) that have whole groups of `group` codes, 1 without
+        `weigh`.
         """
         ...

@@ -63,7 +63,7 @@ def bernoulli_gradients(
     layers: Layers,
     codes: Tensor,
     pixels: Tensor,
-    gradients: Layers,
+    gradients: Layers | None,
     *,
     hidden: Hidden | None = None,
     weigh: Weigh | None = None,
@@ -72,8 +72,9 @@ def bernoulli_gradients(
 ) -> ClosedForm:
     """One pass over all pairs; `gradients` get sum_pairs w grad log p(x | z, theta) in each layer.
 
-    They are written where `fresh`, else added to. `weigh` gives w from log-likelihoods of blocks
-    with whole groups of `group` codes; without it w = 1. `hidden` is tanh by default.
+    They are written where `fresh`, else added to; None: codes alone get theirs. `weigh` gives w
+    from log-likelihoods of blocks with whole groups of `group` codes; without it w = 1. `hidden` is
+    tanh by default.
 
     Shapes: codes (M or 1, B, n, d), pixels (B, X) in [0, 1].
     """
@@ -86,7 +87,7 @@ def bernoulli_gradients(
     widest = max(weight.shape[-1] for weight, _ in layers)
     for block in blocks(found.shape, group, widest, codes.device.type):
         own = [(weight[block[0]], bias[block[0]]) for weight, bias in layers]
-        sums = [(weight[block[0]], bias[block[0]]) for weight, bias in gradients]
+        sums = [(weight[block[0]], bias[block[0]]) for weight, bias in gradients or ()]
         inputs, logits = _forward(own, codes[block].flatten(1, 2), hidden, space)
         shape = found[block].shape
         outputs, x = logits.view(*shape, -1), pixels[block[1], None]
@@ -207,16 +208,20 @@ def _backward(
     hidden: Hidden,
     space: _Workspace,
 ) -> Tensor:
-    """Gradients in the codes (m, r, d); `sums` become beta times themselves plus this block's."""
+    """Gradients in the codes (m, r, d); `sums`, where there are any, become beta times themselves
+    plus this block's.
+    """
     for number in reversed(range(len(layers))):
-        (weight, _), (of_weight, of_bias), h = layers[number], sums[number], inputs[number]
-        if w is None:
-            rows, total = h, delta.sum(1, keepdim=True)
-        else:
-            rows = torch.mul(h, w, out=space(f"rows {number}", h.shape))
-            total = w.mT @ delta
-        torch.baddbmm(of_weight, rows.mT, delta, beta=beta, out=of_weight)
-        torch.add(total, of_bias, alpha=beta, out=of_bias) if beta else of_bias.copy_(total)
+        (weight, _), h = layers[number], inputs[number]
+        if sums:
+            rows, (of_weight, of_bias) = h, sums[number]
+            if w is None:
+                total = delta.sum(1, keepdim=True)
+            else:
+                rows = torch.mul(h, w, out=space(f"rows {number}", h.shape))
+                total = w.mT @ delta
+            torch.baddbmm(of_weight, rows.mT, delta, beta=beta, out=of_weight)
+            torch.add(total, of_bias, alpha=beta, out=of_bias) if beta else of_bias.copy_(total)
         delta = torch.bmm(delta, weight.mT, out=space(f"delta {number}", h.shape))
         if number:
             hidden.pull_back_(delta, h)

@@ -71,7 +71,7 @@ class BernoulliMlp(BernoulliPixels):
         theta: dict[str, Tensor],
         codes: Float[Tensor, "#M B n d"],
         pixels: Float[Tensor, "B X"],
-        into: dict[str, Tensor],
+        into: dict[str, Tensor] | None,
         *,
         weigh: Weigh | None = None,
         group: int = 1,
@@ -79,7 +79,7 @@ class BernoulliMlp(BernoulliPixels):
     ) -> ClosedForm:
         """See `models.HasPairGradients`."""
         return bernoulli_gradients(
-            *(self._layers(theta), codes, pixels, self._layers(into)),
+            *(self._layers(theta), codes, pixels, None if into is None else self._layers(into)),
             hidden=HIDDEN[self.activation],
             weigh=weigh,
             group=group,

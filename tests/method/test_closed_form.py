@@ -39,7 +39,12 @@ class ByAutograd(BernoulliMlp):
 
 
 def gradients(
-    model: BernoulliMlp, pairing: Pairing, decoders: int, *, weighted: bool
+    model: BernoulliMlp,
+    pairing: Pairing,
+    decoders: int,
+    *,
+    weighted: bool,
+    to_decoders: bool = True,
 ) -> PairGradients:
     torch.manual_seed(3)
     theta = ParticleEnsemble(model.parameters, decoders, torch.Generator().manual_seed(1))
@@ -48,7 +53,7 @@ def gradients(
     pixels = torch.rand(IMAGES, model.widths[-1]).double()  # grey as well as black and white
     pixels[1:].round_()
     ratio = 3 * torch.randn(IMAGES, CODES).double() if weighted else None
-    return pair_gradients(model, theta, codes, pixels, pairing, ratio)
+    return pair_gradients(model, theta, codes, pixels, pairing, ratio, decoders=to_decoders)
 
 
 @pytest.mark.parametrize("numbers", [2**20, 40, 1], ids=["one block", "blocks", "a group a block"])
@@ -77,6 +82,18 @@ def test_softplus_layers_have_their_own_slope(monkeypatch, weighted):
     close(found.codes, expected.codes)
     close(found.theta, expected.theta)
     close(found.log_likelihood, expected.log_likelihood)
+
+
+@pytest.mark.parametrize("kind", [BernoulliMlp, ByAutograd])
+@pytest.mark.parametrize("pairing", [PAIRINGS["full"], PAIRINGS["dealt"]], ids=["full", "dealt"])
+def test_codes_alone_get_the_same_gradient(monkeypatch, pairing, kind):
+    monkeypatch.setitem(closed_form.NUMBERS_AT_ONCE, "cpu", 40)
+    model, decoders = kind(2, (5, 4), 6), 6
+    whole = gradients(model, pairing, decoders, weighted=False)
+    alone = gradients(model, pairing, decoders, weighted=False, to_decoders=False)
+    close(alone.codes, whole.codes)
+    close(alone.log_likelihood, whole.log_likelihood)
+    assert not alone.theta.numel()
 
 
 def test_closed_form_is_offered_and_given_up():
