@@ -1,9 +1,10 @@
 """`python -m steinvae.evaluate RUN`: every estimate of the test log-likelihood of a finished run.
 
 Prints what each estimator bounds, what that rests on and whether it holds for this run, and writes
-evaluation.md, evaluation.json and evaluation.jsonl into the run folder. The older form,
-`--run_dir DIR` with settings such as `--evaluation.samples 5000`, repeats the reported number alone
-as one JSON object, and writes nothing.
+evaluation.md, evaluation.json and evaluation.jsonl into the run folder. A run with labels has the
+quality of its class probabilities beside, on the whole test split. The older form, `--run_dir DIR`
+with settings such as `--evaluation.samples 5000`, repeats the reported numbers alone as one JSON
+object, and writes nothing.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--run_dir", help="instead of RUN: the reported number alone, as JSON")
+    add("--run_dir", help="instead of RUN: the reported numbers alone, as JSON")
     add("--estimators", default="iw_g,elbo,ais,bdmc,units", help="which (default %(default)s)")
     add("--images", type=int, default=100, help="test images, evenly spaced; 0: all (default 100)")
     add("--samples", type=int, default=5000, help="importance samples an image (default 5000)")

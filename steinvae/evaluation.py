@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from steinvae.config import Config
 from steinvae.data import Dataset
 from steinvae.density import Annealing, Finding, Suite, evenly_spaced, measure_all
 from steinvae.density.findings import mean_and_error
+from steinvae.labels.results import ESTIMATOR, label_metrics, label_quality, label_table
 from steinvae.networks import Networks
 from steinvae.report import append_records, commit, markdown_table, tidy_record, versions
 from steinvae.run import load_data, load_model, measure, nll
@@ -27,20 +29,23 @@ TEXT, JSON, RECORDS = "evaluation.md", "evaluation.json", "evaluation.jsonl"
 
 
 def evaluate_reported(run_dir: Path, config: Config) -> dict[str, Any]:
-    """The number that the run reported, measured again: `iw_g` with the run's own settings."""
+    """What the run reported, measured again: `iw_g` with the run's own settings, and labels."""
     dataset, networks = _load(run_dir, config)
     estimate = measure(config, dataset, networks)
+    labels = {"labels": label_quality(networks, dataset, config)} if networks.labels else {}
     return {
         "method": config.method.name,
         "data_set": dataset.name,
         "binarization": dataset.binarization,
         "nll": nll(estimate),
         "nll_single_decoder": estimate.single,
+        **labels,
     }
 
 
 def evaluate_all(run_dir: Path, config: Config, options: argparse.Namespace) -> str:
-    """Every estimator on the same test images; writes the three files, returns what to print.
+    """Every estimator on the same test images, and the classes of all of them where the run has
+    labels; writes the three files, returns what to print.
 
     `options` are those of the command. Errors: ValueError for an option out of range.
     """
@@ -64,7 +69,14 @@ def evaluate_all(run_dir: Path, config: Config, options: argparse.Namespace) -> 
         print(f"{name}: {finding.value:.2f} ({seconds:.1f} s)", file=sys.stderr, flush=True)
     text = summary(config, dataset, suite, findings)
     result = as_json(config, dataset, networks, suite, findings)
-    write_all(run_dir, text, result, records(config, networks, suite, findings))
+    lines = records(config, networks, suite, findings)
+    if networks.labels is not None:
+        started = time.perf_counter()
+        result["labels"] = label_quality(networks, dataset, config)
+        seconds = round(time.perf_counter() - started, 2)
+        text += f"\n\n{label_table([result])}"
+        lines += label_records(config, networks, result["labels"], seconds)
+    write_all(run_dir, text, result, lines)
     return json.dumps(result, indent=2, allow_nan=False) if options.json else text
 
 
@@ -149,16 +161,7 @@ def records(
     config: Config, networks: Networks, suite: Suite, findings: Sequence[Finding]
 ) -> list[dict[str, Any]]:
     """One tidy record a finding."""
-    shared = {
-        "data": config.data.name,
-        "binarization": config.data.binarization,
-        "codes": config.model.codes,
-        "hidden": "-".join(map(str, config.model.hidden)),
-        "encoder": type(networks.encoder).__name__,
-        "decoders": networks.theta.particles,
-        "steps": config.trainer.max_steps,
-        "evaluation_seed": suite.seed,
-    }
+    shared = {**_setting(config, networks), "evaluation_seed": suite.seed}
     return [
         tidy_record(
             experiment="evaluation",
@@ -175,6 +178,41 @@ def records(
         )
         for f in findings
     ]
+
+
+def label_records(
+    config: Config, networks: Networks, found: Mapping[str, Any], seconds: float
+) -> list[dict[str, Any]]:
+    """One tidy record a number of a `label_quality`."""
+    labels = {name: found[name] for name in ("labelled", "split_seed", "label_decoders")}
+    return [
+        tidy_record(
+            experiment="evaluation",
+            method=config.method.name,
+            setting=_setting(config, networks) | labels,
+            seed=config.seed,
+            metric=metric,
+            value=value,
+            stderr=error,
+            n=found["images"],
+            estimator=ESTIMATOR,
+            seconds=seconds,
+            device=_device(networks),
+        )
+        for metric, (value, error) in label_metrics(found).items()
+    ]
+
+
+def _setting(config: Config, networks: Networks) -> dict[str, Any]:
+    return {
+        "data": config.data.name,
+        "binarization": config.data.binarization,
+        "codes": config.model.codes,
+        "hidden": "-".join(map(str, config.model.hidden)),
+        "encoder": type(networks.encoder).__name__,
+        "decoders": networks.theta.particles,
+        "steps": config.trainer.max_steps,
+    }
 
 
 def write_all(

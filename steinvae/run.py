@@ -152,9 +152,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
         save_curves(run_dir / "curves.png", run_dir / JSONL)
     result = describe(trainer, measure(trainer.config, dataset, networks), selected)
     if trainer.labelled:
-        result["labels"] = label_results(
-            networks, dataset, trainer.labelled, trainer.config, run_dir
-        )
+        result["labels"] = label_results(networks, dataset, trainer.config, run_dir)
     write_result(run_dir, result)
     return result
 

@@ -17,6 +17,7 @@ from steinvae.experiments.pilot import with_steps
 from steinvae.experiments.slices import add_slices, check_positive, time_slice
 from steinvae.experiments.table3_cells import BUDGETS, NETWORKS, PER_CLASS, cells
 from steinvae.experiments.table3_draw import draw, paper_error
+from steinvae.labels.results import ESTIMATOR, label_metrics
 from steinvae.report import append_records, tidy_record
 from steinvae.run import load_data
 from steinvae.signals import StopRequest
@@ -109,9 +110,6 @@ def _run_cells(
         )
 
 
-ESTIMATOR = "mean over label decoders and 20 codes"
-
-
 def done(cell: Cell, budget: str, written: Sequence[Record]) -> bool:
     """Whether the cell has records; the steps of a timed budget are what came out."""
 
@@ -131,18 +129,8 @@ def done(cell: Cell, budget: str, written: Sequence[Record]) -> bool:
 def records(cell: Cell, budget: str, result: Record) -> list[Record]:
     """One line a number of a finished cell; errors are fractions."""
     found = result["labels"]
-    numbers: dict[str, tuple[float | None, float | None]] = {
-        "label_error": (found["error"], found["error_stderr"]),
-        "label_nll": (found["nll"], None),
-        "label_ece": (found["ece"], None),
-        "temperature": (found["calibrated"]["temperature"], None),
-        "calibrated_nll": (found["calibrated"]["nll"], None),
-        "calibrated_ece": (found["calibrated"]["ece"], None),
-        "single_error": (found["single"]["error"], None),
-        "single_nll": (found["single"]["nll"], None),
-        "single_ece": (found["single"]["ece"], None),
-        "nearest_neighbour_error": (found["nearest_neighbour_error"], None),
-        "decoder_spread": (found["decoder_spread"], None),
+    numbers: dict[str, tuple[float, float | None]] = {
+        **label_metrics(found),
         "cpu_seconds": (result["cpu_seconds"], None),
         "parameters": (result["parameters"], None),
     }
@@ -163,7 +151,6 @@ def records(cell: Cell, budget: str, result: Record) -> list[Record]:
             paper=paper.get(metric),
         )
         for metric, (value, error) in numbers.items()
-        if value is not None
     ]
 
 

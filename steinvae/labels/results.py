@@ -25,7 +25,7 @@ from steinvae.labels.predict import (
     temper,
 )
 from steinvae.labels.softmax import SoftmaxLabels
-from steinvae.labels.task import labels_of
+from steinvae.labels.task import labelled_indices, labels_of, make_task
 from steinvae.labels.training import Labelled
 from steinvae.networks import Networks
 from steinvae.report import markdown_table
@@ -49,33 +49,46 @@ def write_chosen(run_dir: Path, labelled: Labelled, dataset: Dataset, config: Co
 
 
 def label_results(
-    networks: Networks, dataset: Dataset, labelled: Labelled, config: Config, run_dir: Path
+    networks: Networks, dataset: Dataset, config: Config, run_dir: Path
 ) -> dict[str, Any]:
-    """Quality of the class probabilities on the whole test split, with pictures of it.
-
-    `decoder_spread` says how far label decoders differ, as a fraction of their size. `calibrated`
-    is what one temperature, fitted to the labels of the validation split, makes of the
-    probabilities; `single` the same for one label decoder alone, averaged over them;
-    `nearest_neighbour_error` that of the nearest labelled image in code space.
-    """
-    test, seed = dataset.test, config.seed
-    every = torch.arange(len(test))
-    pixels, labels = test.batch(every), labels_of(test)
-    members = member_probabilities(networks, pixels, seed=seed, samples=TEST_CODES)
+    """`label_quality`, and its pictures in `run_dir`."""
+    test = dataset.test
+    pixels, labels = test.batch(torch.arange(len(test))), labels_of(test)
+    members = member_probabilities(networks, pixels, seed=config.seed, samples=TEST_CODES)
     probabilities = members.mean(0)
-    found = scores(probabilities, labels)
     save_confusion(run_dir / "confusion.png", probabilities, labels)
     if dataset.image_shape is not None:
         save_uncertain(
             run_dir / "uncertain.png", probabilities, labels, pixels, dataset.image_shape
         )
-    save_code_map(run_dir / "code_map.png", networks, pixels, labels, seed)
-    own = labels_of(dataset.train)[labelled.indices]
+    save_code_map(run_dir / "code_map.png", networks, pixels, labels, config.seed)
+    return label_quality(networks, dataset, config, members)
+
+
+def label_quality(
+    networks: Networks, dataset: Dataset, config: Config, members: Tensor | None = None
+) -> dict[str, Any]:
+    """Quality of the class probabilities on the whole test split.
+
+    `decoder_spread` says how far label decoders differ, as a fraction of their size. `calibrated`
+    is what one temperature, fitted to the labels of the validation split, makes of the
+    probabilities; `single` the same for one label decoder alone, averaged over them;
+    `nearest_neighbour_error` that of the nearest labelled image in code space. `members` are the
+    probabilities (K, B, C) of the test images, where they are known already.
+    """
+    test, seed = dataset.test, config.seed
+    chosen = labelled_indices(config, dataset)
+    pixels, labels = test.batch(torch.arange(len(test))), labels_of(test)
+    if members is None:
+        members = member_probabilities(networks, pixels, seed=seed, samples=TEST_CODES)
+    probabilities = members.mean(0)
+    found = scores(probabilities, labels)
+    softmax = isinstance(networks.labels, SoftmaxLabels)
     return {
-        "labelled": len(labelled.indices),
-        "per_class": torch.bincount(own).tolist(),
+        "labelled": len(chosen),
+        "per_class": torch.bincount(labels_of(dataset.train)[chosen]).tolist(),
         "split_seed": config.data.split_seed,
-        "zeta": labelled.task.zeta if isinstance(networks.labels, SoftmaxLabels) else None,
+        "zeta": make_task(config, dataset, chosen).zeta if softmax else None,
         "label_decoders": len(members),
         "decoder_spread": _spread(networks),
         "codes": TEST_CODES,
@@ -84,12 +97,39 @@ def label_results(
         "images": found.images,
         "calibrated": _calibrated(networks, dataset, probabilities, seed),
         "single": _mean([_numbers(scores(each, labels)) for each in members]),
-        "nearest_neighbour_error": _nearest(networks, dataset, labelled.indices, pixels, seed),
+        "nearest_neighbour_error": _nearest(networks, dataset, chosen, pixels, seed),
     }
 
 
+ESTIMATOR = f"mean over label decoders and {TEST_CODES} codes"
+
+
+def label_metrics(found: Mapping[str, Any]) -> dict[str, tuple[float, float | None]]:
+    """Name in records -> (value, standard error) of a `label_quality`; errors are fractions."""
+    numbers: dict[str, tuple[float | None, float | None]] = {
+        "label_error": (found["error"], found["error_stderr"]),
+        "label_nll": (found["nll"], None),
+        "label_ece": (found["ece"], None),
+        "temperature": (found["calibrated"]["temperature"], None),
+        "calibrated_nll": (found["calibrated"]["nll"], None),
+        "calibrated_ece": (found["calibrated"]["ece"], None),
+        "single_error": (found["single"]["error"], None),
+        "single_nll": (found["single"]["nll"], None),
+        "single_ece": (found["single"]["ece"], None),
+        "nearest_neighbour_error": (found["nearest_neighbour_error"], None),
+        "decoder_spread": (found["decoder_spread"], None),
+    }
+    return {name: (value, error) for name, (value, error) in numbers.items() if value is not None}
+
+
 def label_section(results: Sequence[Mapping[str, Any]]) -> str:
-    """The section of report.md."""
+    """The section of report.md: the table and the pictures."""
+    shown = "\n\n".join(f"![{name}]({name}.png)" for name in PICTURES)
+    return f"{label_table(results)}\n\n{shown}"
+
+
+def label_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown of results with a `method` and `labels`: a line each, and what the columns are."""
     rows = []
     for result in results:
         found = result["labels"]
@@ -129,8 +169,7 @@ def label_section(results: Sequence[Mapping[str, Any]]) -> str:
         "tested, and but for T labels of validation images choose nothing."
     )
     note = "" if all(r["method"] != "supervised" for r in results) else _UNTRAINED
-    shown = "\n\n".join(f"![{name}]({name}.png)" for name in PICTURES)
-    return f"## Labels\n\n{what}{note}\n\n{markdown_table(header, rows)}\n\n{shown}"
+    return f"## Labels\n\n{what}{note}\n\n{markdown_table(header, rows)}"
 
 
 _UNTRAINED = " The image decoder of supervised is untrained, and its NLL of images is too."

@@ -9,10 +9,11 @@ from math import log
 import pytest
 import torch
 
-from steinvae import checkpoint
+from steinvae import checkpoint, evaluate
 from steinvae.data import Dataset
 from steinvae.labels.predict import class_probabilities, scores
 from steinvae.logging import MetricsWriter, Progress, read_metrics
+from steinvae.report import read_records
 from steinvae.run import load_model, read_config, run
 from steinvae.signals import StopRequest
 from steinvae.trainer import Trainer
@@ -115,6 +116,24 @@ def test_run_folder_has_what_readers_need(tiny, tmp_path):
     networks = load_model(run_dir, read_config(run_dir), 64)
     assert networks.labels is not None
     assert result["selected_step"] == result["steps"] == 20
+
+
+def test_evaluation_repeats_what_training_reported_of_labels(tiny, tmp_path, capsys):
+    """Every number of `labels` in result.json, from the parameters, the data and config.yaml."""
+    config = tiny(run_dir=str(tmp_path), data=LABELS, trainer={"baseline": "none"})
+    run_dir, (result, *_) = run(config)
+    reported = json.loads(json.dumps(result["labels"]))
+    assert evaluate.main([str(run_dir), "--estimators=iw_g", "--images=4", "--samples=20"]) == 0
+    assert "## Labels" in capsys.readouterr().out
+    assert "](confusion.png)" not in (run_dir / "evaluation.md").read_text()  # made in training
+    assert json.loads((run_dir / "evaluation.json").read_text())["labels"] == reported
+    lines = read_records(run_dir / "evaluation.jsonl")
+    (error,) = (line for line in lines if line["metric"] == "label_error")
+    assert (error["value"], error["stderr"]) == (reported["error"], reported["error_stderr"])
+    assert error["n"] == 250
+    assert {"label_nll", "label_ece", "calibrated_nll"} < {line["metric"] for line in lines}
+    assert evaluate.main([f"--run_dir={run_dir}"]) == 0
+    assert json.loads(capsys.readouterr().out)["labels"] == reported
 
 
 def test_without_labels_nothing_of_them_is_left(tiny, tmp_path):
