@@ -60,8 +60,11 @@ def update(decoders: int, parameters: int, encoder: int, ranks: int) -> list[tup
     """The collectives of an update in steinvae, and the numbers that a process hands to each.
 
     Scores to their slices; distances; the encoder's gradient, with the squared norm of the slice of
-    theta's; slices of theta to all.
+    theta's; slices of theta to all. A group of one moves nothing; that it calls an all-reduce at
+    all is torch's `all_reduce`, where DTensors do not.
     """
+    if ranks == 1:
+        return [("allreduce", encoder + 1)]
     part = decoders * slice_width(parameters, ranks)
     return [
         ("reduce_scatter_tensor", ranks * part),

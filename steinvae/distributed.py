@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from steinvae.data import Dataset
 from steinvae.gradients import Batch
 from steinvae.logging import MetricsWriter, Progress
 from steinvae.networks import Networks
-from steinvae.optimizer import Optimizer
+from steinvae.optimizer import Optimizer, is_left_out, marked
 from steinvae.signals import Interrupted, StopRequest
 from steinvae.trainer import Trainer
 
@@ -103,6 +102,10 @@ class World:
         parts = flat.split([value.numel() for value in values])
         return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
+    def meet(self) -> None:
+        """Wait for all processes. By the host: no device is waited for."""
+        dist.all_reduce(torch.zeros(()))
+
     def agree(self, value: Any) -> Any:
         """What the leader says."""
         said = [value]
@@ -137,22 +140,29 @@ class ShardedOptimizer:
         self._slice = theta.flat
         self._own = Optimizer(replace(networks, theta=theta), config)  # type: ignore[arg-type]
 
-    def apply(self, step: int, theta: Tensor | None, *replicated: Sequence[Tensor]) -> float:
-        """As `Optimizer.apply`, with the gradients of this process's images.
+    def apply(
+        self,
+        step: int,
+        theta: Tensor | None,
+        *replicated: Sequence[Tensor],
+        loss: Tensor | None = None,
+        unless: Tensor | None = None,
+    ) -> Tensor:
+        """As `Optimizer.apply`, with the gradients and the loss of this process's images.
 
-        Returns the norm of the mean gradients. All processes leave out the same updates.
+        Returns the norm of the mean gradients, the same to all: all leave out the same updates.
         """
         part = None if theta is None else self._mean_slice(theta)
         groups = [list(group) for group in replicated]
         square = self._whole.new_zeros(()) if part is None else part.square().sum()
+        square = marked(square, loss)
         *sums, square = self._world.sum([*(g for group in groups for g in group), square])
         for value in sums:
             value /= self._world.size
-        norm = float((square + sum(value.square().sum() for value in sums)).sqrt())
-        if not isfinite(norm):
-            return norm
+        norm = (square + sum(value.square().sum() for value in sums)).sqrt()
         means = iter(sums)
-        self._own.apply(step, part, *([next(means) for _ in group] for group in groups))
+        mean_groups = [[next(means) for _ in group] for group in groups]
+        self._own.move(step, part, *mean_groups, left_out=is_left_out(norm, unless))
         if part is not None:
             self._whole.copy_(self._world.whole(self._slice, self._whole))
         return norm
@@ -207,11 +217,18 @@ class ShardedTrainer(Trainer):
         batch = super().batch(step, monitor=monitor)
         return batch.images(self._world.rows(len(batch.pixels)))._replace(ranks=self._world)
 
-    def save(self) -> None:
+    def save(self, tensors: dict[str, Tensor], metrics: MetricsWriter | None = None) -> None:
         """The leader writes the checkpoint of one process."""
-        tensors = self.tensors()
         if self._world.leads:
-            self.write(tensors)
+            super().save(tensors, metrics)
+
+    def settle(self) -> None:
+        """As `Trainer.settle`: no process goes on, or ends, before the leader's save is whole.
+
+        One that ended first would have torchrun end the leader while it writes.
+        """
+        super().settle()
+        self._world.meet()
 
     def resume(self) -> bool:
         """As `Trainer.resume`. Every process reads the checkpoint.
@@ -238,7 +255,7 @@ class _AgreedStop:
 
     @property
     def requested(self) -> int | None:
-        number = torch.tensor(self._stop.requested or 0, device=self._world.device)
+        number = torch.tensor(self._stop.requested or 0)  # on the host: no device is waited for
         dist.all_reduce(number, dist.ReduceOp.MAX)
         self._agreed = int(number) or None
         return self._agreed

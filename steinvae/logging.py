@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
@@ -34,19 +34,40 @@ class MetricsWriter:
     will produce again, are dropped, and so is a last line that a kill cut short. `resume_step=None`
     starts over: earlier records are dropped. Each record is flushed; a name that is new adds a
     column, for which the CSV is rewritten whole (rare: names appear in the first few records).
+    `name` is that of the files; `tensorboard` writes the same numbers as TensorBoard events too.
 
     Errors: ValueError naming file and line for a damaged line other than the last.
     """
 
-    def __init__(self, run_dir: Path, resume_step: int | None) -> None:
-        self._jsonl, self._csv = Path(run_dir) / JSONL, Path(run_dir) / CSV
-        keep = -1 if resume_step is None else resume_step
+    def __init__(
+        self,
+        run_dir: Path,
+        resume_step: int | None,
+        *,
+        name: str = "metrics",
+        tensorboard: bool = False,
+    ) -> None:
+        self.run_dir, self.tensorboard = Path(run_dir), tensorboard
+        self._jsonl, self._csv = (self.run_dir / f"{name}.{suffix}" for suffix in ("jsonl", "csv"))
+        self._tensorboard = (
+            TensorBoard(self.run_dir / "tensorboard" / name) if tensorboard else None
+        )
+        self._open(-1 if resume_step is None else resume_step)
+
+    def _open(self, keep: int) -> None:
         earlier = read_metrics(self._jsonl) if self._jsonl.exists() and keep >= 0 else []
         self._records = [record for record in earlier if record["step"] <= keep]
         self._columns = _columns(self._records)
         write_text(self._jsonl, "".join(json.dumps(record) + "\n" for record in self._records))
         self._jsonl_file = self._jsonl.open("a", encoding="utf-8")
         self._csv_file = self._rewrite_csv()
+        if self._tensorboard is not None:
+            self._tensorboard.open(keep)
+
+    def rewind(self, step: int) -> None:
+        """Drop the records after `step`, from which the run goes on once more."""
+        self.close()
+        self._open(step)
 
     def write(self, step: int, scalars: Mapping[str, float | Tensor]) -> None:
         """Append one record; scalars may be numbers or 0-dimensional tensors.
@@ -72,6 +93,8 @@ class MetricsWriter:
         else:
             self._csv_file.write(_csv_lines([record], self._columns))
             self._csv_file.flush()
+        if self._tensorboard is not None:
+            self._tensorboard.write(record)
 
     def sync(self) -> None:
         """Force the records to the disk; call it before a checkpoint, so that none is ahead."""
@@ -79,9 +102,13 @@ class MetricsWriter:
         sync(self._csv)
 
     def close(self) -> None:
-        """Close both files."""
-        self._jsonl_file.close()
-        self._csv_file.close()
+        """Close both files, also where the disk has no room for what is left of the first."""
+        try:
+            self._jsonl_file.close()
+        finally:
+            self._csv_file.close()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -93,6 +120,39 @@ class MetricsWriter:
         header = {name: name for name in self._columns}
         write_text(self._csv, _csv_lines([header, *self._records], self._columns))
         return self._csv.open("a", encoding="utf-8", newline="")
+
+
+def tensorboard_writer() -> Callable[..., Any]:
+    """torch's SummaryWriter; ImportError naming the extra where tensorboard is missing."""
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "trainer.tensorboard needs tensorboard, which the extra of that name installs "
+            "(pip install 'stein-kernels[tensorboard]')"
+        ) from error
+    return SummaryWriter
+
+
+class TensorBoard:
+    """The same records as events in `folder`, for whoever watches runs with TensorBoard."""
+
+    def __init__(self, folder: Path) -> None:
+        self._make, self._folder = tensorboard_writer(), folder
+
+    def open(self, keep: int) -> None:
+        """Begin after step `keep`: what was written for later steps is not shown any more."""
+        self._events = self._make(str(self._folder), purge_step=keep + 1 if keep >= 0 else None)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """One scalar for each number."""
+        for name, value in record.items():
+            if name != "step" and value is not None:
+                self._events.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._events.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

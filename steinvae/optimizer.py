@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import cos, isfinite, pi
+from math import cos, pi
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ def learning_rate(config: OptimizerConfig, step: int) -> float:
 class Optimizer:
     """torch's Adam on the flat decoders (M, P) and the encoder's parameters.
 
-    `apply` takes descent gradients and leaves out the update where they are not finite.
+    `apply` takes descent gradients and leaves out the update where they are not finite: the fused
+    kernel asks a flag on the device, as it does for `torch.amp.GradScaler`.
     """
 
     def __init__(self, networks: Networks, config: OptimizerConfig) -> None:
@@ -42,17 +43,31 @@ class Optimizer:
         theta: Tensor | None,
         eta: Sequence[Tensor],
         labels: Sequence[Tensor] = (),
-    ) -> float:
+        *,
+        loss: Tensor | None = None,
+        unless: Tensor | None = None,
+    ) -> Tensor:
         """One update; `theta=None` leaves the decoders alone, no `labels` the label decoders.
 
-        Returns the gradient norm.
-
-        Where the norm is not finite nothing changes, moments and their step count included.
+        Returns the gradient norm, (), NaN where the `loss` is not finite. It stays on the device:
+        where it is not finite, or `unless` is true, nothing changes, moments and their step count
+        included, and no one has waited for it.
         """
         gradients = [*eta, *labels] if theta is None else [theta, *eta, *labels]
-        norm = float(torch.nn.utils.get_total_norm(gradients))
-        if not isfinite(norm):
-            return norm
+        norm = marked(torch.nn.utils.get_total_norm(gradients), loss)
+        self.move(step, theta, eta, labels, left_out=is_left_out(norm, unless))
+        return norm
+
+    def move(
+        self,
+        step: int,
+        theta: Tensor | None,
+        eta: Sequence[Tensor],
+        labels: Sequence[Tensor] = (),
+        *,
+        left_out: Tensor,
+    ) -> None:
+        """Adam's step, which changes nothing where the boolean scalar `left_out` is true."""
         self._theta.grad = theta
         for parameter, gradient in zip(self._eta, eta, strict=True):
             parameter.grad = gradient
@@ -63,9 +78,9 @@ class Optimizer:
         encoder["lr"] = self._config.encoder_factor * decoders["lr"]
         for group in label_decoders:
             group["lr"] = decoders["lr"]
+        self._adam.found_inf = left_out.float()  # type: ignore[attr-defined]  # as GradScaler does
         self._adam.step()
         self._adam.zero_grad()  # or they would be held until the next ones are there
-        return norm
 
     def tensors(self) -> dict[str, Tensor]:
         """Adam's state by name; empty before the first update."""
@@ -88,6 +103,17 @@ class Optimizer:
 
     def _parameters(self) -> list[Tensor]:
         return [self._theta, *self._eta, *self._labels]
+
+
+def marked(norm: Tensor, loss: Tensor | None) -> Tensor:
+    """`norm`, or NaN where the loss is not finite."""
+    return norm if loss is None else norm + 0 * loss.detach()
+
+
+def is_left_out(norm: Tensor, unless: Tensor | None = None) -> Tensor:
+    """Whether an update of this gradient norm is left out, () on the device."""
+    left_out = ~norm.isfinite()
+    return left_out if unless is None else left_out | unless
 
 
 def _laid_out(saved: Tensor, like: Tensor) -> Tensor:

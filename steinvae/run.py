@@ -1,6 +1,6 @@
 """A run from its configuration to its folder: train, pick the best, test, report.
 
-run_dir/ config.yaml metrics.jsonl metrics.csv checkpoints/ model.safetensors
+run_dir/ config.yaml metrics.{jsonl,csv} throughput.{jsonl,csv} checkpoints/ model.safetensors
          samples.png curves.png report.md result.json  baseline-vae/ (the same, beside it)
 """
 
@@ -25,7 +25,7 @@ from steinvae.data import CountDataset, Dataset, load, step_generator
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.folder import check_same, choose_run_dir
 from steinvae.labels.results import label_results, write_chosen
-from steinvae.logging import JSONL, MetricsWriter, Progress
+from steinvae.logging import JSONL, MetricsWriter, Progress, tensorboard_writer
 from steinvae.networks import Networks, build_networks
 from steinvae.perplexity import text_results
 from steinvae.plots import save_curves, save_samples
@@ -54,6 +54,8 @@ def run(config: Config, world: World | None = None) -> tuple[Path, list[dict[str
     beside = baseline(config)
     with ExitStack() as stack:
         try:
+            if config.trainer.tensorboard:
+                tensorboard_writer()  # or it says now what is missing
             leads = world is None or world.leads
             run_dir = choose_run_dir(config) if leads else Path()
             if world is not None:
@@ -121,9 +123,13 @@ def train(trainer: Trainer, stop: StopRequest) -> dict[str, Any]:
     """Train to the end of the budget and test; returns the content of result.json."""
     label, total = trainer.config.method.name, trainer.config.trainer.max_steps
     with (
-        MetricsWriter(trainer.run_dir, trainer.step or None) as metrics,
+        MetricsWriter(
+            trainer.run_dir, trainer.step or None, tensorboard=trainer.config.trainer.tensorboard
+        ) as metrics,
         Progress(total, start=trainer.step, label=label) as progress,
     ):
+        if trainer.step:
+            progress.print(f"{label}: continues from the checkpoint of step {trainer.step}")
         trainer.fit(metrics, progress, stop)
         progress.print(f"{label}: evaluating on the test images")
     return finish(trainer)
@@ -191,11 +197,13 @@ def describe(trainer: Trainer, estimate: Estimate, selected: int) -> dict[str, A
         "selected_step": selected,
         "seconds": round(trainer.state["seconds"], 3),
         "cpu_seconds": round(trainer.state["cpu_seconds"], 3),
+        "throughput": trainer.work.rates(trainer.step, trainer.state["seconds"]),
         "parameters": count["decoders"] + count["encoder"] + count.get("labels", 0),
         "nll": nll(estimate),
         "nll_single_decoder": estimate.single,
         "decoders": trainer.networks.theta.particles,
         "skipped_updates": trainer.state["skipped"],
+        "rollbacks": trainer.state["rollbacks"],
         "seed": config.seed,
         "device": str(trainer.device),
         "versions": versions(),

@@ -37,13 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(make_plan(config).report())
         return 0
-    from steinvae.run import SetupError, run  # torch: not needed for --help and usage errors
-    from steinvae.trainer import NonFiniteError
+    from steinvae.nonfinite import NonFiniteError  # torch: not needed for --help and usage errors
+    from steinvae.run import SetupError, run
 
     try:
         with processes(config) as world:
             run_dir, results = run(config, world)
-    except (SetupError, NonFiniteError) as error:
+    except (SetupError, NonFiniteError, OSError) as error:  # OSError: a full disk, while it trains
         print(f"steinvae.train: {error}", file=sys.stderr)
         return 1
     if world is None or world.leads:

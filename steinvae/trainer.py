@@ -7,7 +7,6 @@ resumed run repeats the uninterrupted one bit for bit, its metrics included.
 from __future__ import annotations
 
 import time
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,12 @@ from steinvae.gradients import Batch, temperature
 from steinvae.labels.training import Labelled
 from steinvae.logging import MetricsWriter, Progress
 from steinvae.networks import Networks, build_networks
+from steinvae.nonfinite import NonFinite, NonFiniteError, all_finite
 from steinvae.objectives import OBJECTIVES, regression_gradients
-from steinvae.optimizer import Optimizer, learning_rate
+from steinvae.optimizer import Optimizer, is_left_out, learning_rate
+from steinvae.saving import Saver
 from steinvae.signals import StopRequest
-
-
-class NonFiniteError(RuntimeError):
-    """Too many updates in a row had a NaN or infinite gradient."""
+from steinvae.throughput import Throughput, work_of
 
 
 class Trainer:
@@ -66,10 +64,19 @@ class Trainer:
             "since_best": 0,
             "skipped": 0,
             "skipped_in_a_row": 0,
+            "rollbacks": 0,
+            "passed_over": 0,
             "seconds": 0.0,
             "cpu_seconds": 0.0,
         }
         self.step = 0
+        self.work = work_of(config)
+        self._nonfinite = NonFinite(self.device)
+        self._rollbacks = 0  # since the last save
+        settings = config.trainer
+        self._saver = Saver(
+            self.run_dir, settings.keep_checkpoints, in_background=settings.save_in_background
+        )
 
     @property
     def finished(self) -> bool:
@@ -85,18 +92,28 @@ class Trainer:
         settings = self.config.trainer
         started = time.monotonic() - self.state["seconds"]
         cpu_started = time.process_time() - self.state["cpu_seconds"]
-        with stop.deferred():
+        speed = Throughput(self.work, metrics, self.step, settings.max_steps)
+        with stop.deferred(), self._saver, speed:
+            if settings.on_nonfinite == "rollback" and self.step == 0:
+                self.save(self.tensors(), metrics)  # something to go back to
             while not self.finished:
                 record = self._advance()
                 self.state["seconds"] = time.monotonic() - started
                 self.state["cpu_seconds"] = time.process_time() - cpu_started
+                leaving = stop.requested is not None or self.finished
+                saving = leaving or self.step % settings.checkpoint_every == 0
+                tensors = self.tensors() if saving else {}
+                if (record or saving) and not self._sound(tensors):
+                    self._roll_back(metrics, speed, progress)
+                    stop.check()
+                    continue
                 if record:
                     metrics.write(self.step, record)
-                    progress.update(self.step, _shown(record))
-                leaving = stop.requested is not None or self.finished
-                if leaving or self.step % settings.checkpoint_every == 0:
-                    metrics.sync()
-                    self.save()
+                    progress.update(self.step, _shown(record | speed.write(self.step)))
+                if saving:
+                    self.save(tensors, metrics)
+                if leaving:
+                    self.settle()
                 stop.check()
 
     def _advance(self) -> dict[str, float]:
@@ -124,28 +141,40 @@ class Trainer:
         method = self.config.method
         gradients = self._objective(self.networks, batch, method, len(self.dataset.train))
         theta = None if method.fixed_theta else gradients.theta
-        norm = self.optimizer.apply(step, theta, gradients.eta, gradients.labels)
-        if self._count(norm, step) and gradients.targets is not None:
+        norm = self.optimizer.apply(
+            step, theta, gradients.eta, gradients.labels, loss=gradients.stats.get("distortion")
+        )
+        left_out = is_left_out(norm)
+        if gradients.targets is not None:
             for _ in range(method.regression_steps - 1):
                 further = regression_gradients(
                     self.networks, batch, gradients.targets, method.code_step
                 )
-                self.optimizer.apply(step, None, further)
+                again = self.optimizer.apply(step, None, further, unless=left_out)
+                left_out = is_left_out(again, left_out)
+        self._nonfinite.note(left_out, step)
         if not monitor:
             return {}
         stats = {name: value.item() for name, value in gradients.stats.items()}
         rate = learning_rate(self.config.optimizer, step)
-        skipped = self.state["skipped"]
         if method.temperature > 1:
             stats["temperature"] = batch.temperature
-        return stats | {"gradient_norm": norm, "learning_rate": rate, "skipped": skipped}
+        stats |= {"gradient_norm": norm.item(), "learning_rate": rate}
+        stats["skipped"] = self._nonfinite.read().total
+        if self.config.trainer.on_nonfinite == "rollback":
+            stats["rollbacks"] = self.state["rollbacks"]
+        return stats
 
     def batch(self, step: int, *, monitor: bool = False) -> Batch:
-        """The images and noise of update `step`, from (seed, step) alone."""
+        """The images and noise of update `step`, from (seed, step) alone.
+
+        Minibatches that a rollback has passed over are left out of the order.
+        """
         method, seed = self.config.method, self.config.seed
-        indices = self._sampler.indices(step)
-        pixels = self.dataset.train.batch(indices, step_generator(seed, step, "binarization"))
-        generator = step_generator(seed, step, "noise")
+        draw = step + self.state["passed_over"]
+        indices = self._sampler.indices(draw)
+        pixels = self.dataset.train.batch(indices, step_generator(seed, draw, "binarization"))
+        generator = step_generator(seed, draw, "noise")
         rows = 1 if method.shared_noise else len(indices)
         shape = (rows, method.codes_per_image, noise_dimension(self.networks.encoder))
         noise = torch.randn(shape, generator=generator)
@@ -196,19 +225,22 @@ class Trainer:
         self.networks.load(self._best)
         return self.state["best_step"]
 
-    def save(self) -> None:
-        """Write a checkpoint and drop old ones."""
-        self.write(self.tensors())
-
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint holds, by name."""
         best = {f"best.{name}": tensor for name, tensor in self._best.items()}
         return self.networks.tensors() | self.optimizer.tensors() | best
 
-    def write(self, tensors: dict[str, Tensor]) -> None:
-        """Write these as the checkpoint of this step and drop old ones."""
-        checkpoint.save(self.run_dir, self.step, tensors, self.state)
-        checkpoint.prune(self.run_dir, self.config.trainer.keep_checkpoints)
+    def save(self, tensors: dict[str, Tensor], metrics: MetricsWriter | None = None) -> None:
+        """Write these as the checkpoint of this step, metrics first, and drop old ones.
+
+        They may change when this returns; `settle` waits for the disk.
+        """
+        self._saver.save(self.step, tensors, self.state, metrics and metrics.sync)
+        self._rollbacks = 0
+
+    def settle(self) -> None:
+        """Wait until what was saved is on the disk."""
+        self._saver.wait()
 
     def resume(self) -> bool:
         """Continue from the newest intact checkpoint; False where there is none."""
@@ -227,6 +259,7 @@ class Trainer:
             if name.startswith("best.")
         }
         self.step, self.state = saved.step, self.state | saved.state
+        self._nonfinite.restart(self.state["skipped"], self.state["skipped_in_a_row"])
         return True
 
     def _remember(self, estimate: Estimate) -> None:
@@ -237,22 +270,49 @@ class Trainer:
         self.state |= {"best_value": estimate.value, "best_step": self.step, "since_best": 0}
         self._best = {name: item.clone() for name, item in self.networks.tensors().items()}
 
-    def _count(self, norm: float, step: int) -> bool:
-        """Book-keeping of skipped updates; True where the update was applied."""
-        if isfinite(norm):
-            self.state["skipped_in_a_row"] = 0
-            return True
-        self.state["skipped"] += 1
-        self.state["skipped_in_a_row"] += 1
-        in_a_row, limit = self.state["skipped_in_a_row"], self.config.trainer.nonfinite_limit
-        if in_a_row >= limit:
-            raise NonFiniteError(
-                f"gradients were not finite for {in_a_row} updates in a row, the last at step "
-                f"{step} (trainer.nonfinite_limit is {limit}); parameters are those before them, "
-                f"and the checkpoints in {self.run_dir} are untouched. "
-                "Try a smaller optimizer.learning_rate"
+    def _sound(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether to go on from here: updates and `tensors`, which are to be saved, were finite.
+
+        Where not, False asks for a rollback; errors: NonFiniteError where the settings end the run.
+        """
+        found, settings = self._nonfinite.read(), self.config.trainer
+        before, policy = self.state["skipped"], settings.on_nonfinite
+        self.state |= {"skipped": found.total, "skipped_in_a_row": found.in_a_row}
+        limit = settings.nonfinite_limit
+        if not all_finite(tensors.values()):
+            fault = f"parameters were not finite after step {self.step}"
+        elif found.longest >= limit and policy == "skip":
+            fault = (
+                f"losses or gradients were not finite for {found.longest} updates in a row, the "
+                f"last at step {found.last} (trainer.nonfinite_limit is {limit})"
             )
-        return False
+        elif found.total > before and policy != "skip":
+            fault = f"loss or gradients were not finite at step {found.last}"
+        else:
+            return True
+        if policy == "rollback" and self._rollbacks < limit:
+            return False
+        if policy == "rollback":
+            fault += f" and after {limit} rollbacks (trainer.nonfinite_limit) in a row"
+        raise NonFiniteError(
+            f"{fault}; the checkpoints in {self.run_dir} are from before. "
+            "Try a smaller optimizer.learning_rate, or trainer.on_nonfinite"
+        )
+
+    def _roll_back(self, metrics: MetricsWriter, speed: Throughput, progress: Progress) -> None:
+        """Go back to the last checkpoint, and on with minibatches that have not been drawn yet.
+
+        The same ones would fail the same way: all that is random comes from (seed, step).
+        """
+        failed, drawn = self.step, self.step + self.state["passed_over"]
+        count = self.state["rollbacks"] + 1
+        self.settle()
+        self.resume()
+        self.state |= {"rollbacks": count, "passed_over": drawn - self.step}
+        self._rollbacks += 1
+        metrics.rewind(self.step)
+        speed.rewind(self.step)
+        progress.print(f"not finite by step {failed}: back to the checkpoint of step {self.step}")
 
 
 def choose_device(name: str) -> torch.device:
@@ -270,5 +330,10 @@ def use_threads(config: Config) -> None:
 
 
 def _shown(record: dict[str, float]) -> dict[str, float]:
-    names = ("train/distortion", "validation/nll")
-    return {name.split("/")[1]: record[name] for name in names if name in record}
+    names = {
+        "train/distortion": "distortion",
+        "validation/nll": "nll",
+        "images_per_second": "images/s",
+        "model_flops_per_second": "FLOP/s",
+    }
+    return {shown: record[name] for name, shown in names.items() if name in record}

@@ -47,6 +47,9 @@ class TrainerConfig:
     log_every: int = 25
     """Steps between two training lines of metrics.jsonl."""
 
+    tensorboard: bool = False
+    """Write metrics as TensorBoard events too, into tensorboard/ of the run folder."""
+
     monitor_every: int = 500
     """Steps between two comparisons of the Stein direction with the exact field of an injective
     encoder; at 500 they take 1 to 7 % of the time of the presets' steps. 0 for none."""
@@ -63,8 +66,16 @@ class TrainerConfig:
     patience: int = 0
     """Validations without a better value before training stops early; 0 never stops early."""
 
+    save_in_background: bool = True
+    """Write checkpoints in a thread, from a copy in host memory, while training goes on."""
+
+    on_nonfinite: Literal["skip", "raise", "rollback"] = "skip"
+    """An update whose loss or gradient is NaN or infinite is never made. skip goes on, raise ends
+    the run, rollback returns to the last checkpoint and passes over the minibatches since; noticed
+    at the next step that is logged or saved, since until then nothing waits for the device."""
+
     nonfinite_limit: int = 10
-    """Updates with a NaN or infinite gradient in a row that are skipped before the run fails."""
+    """Updates skipped, or rollbacks made, in a row before the run fails."""
 
     baseline: Literal["vae", "none"] = "vae"
     """An ordinary VAE with the same networks and budget, trained beside stein_vae or iwae."""

@@ -85,9 +85,22 @@ class Ranks:
                 process.kill()
 
 
+@pytest.fixture(scope="session")
+def started(tmp_path_factory):
+    """Gives the processes of a group by their number; the same ones for every test."""
+    groups: dict[int, Ranks] = {}
+
+    def of(size: int) -> Ranks:
+        if size not in groups:
+            groups[size] = Ranks(size, tmp_path_factory.mktemp("ranks"))
+        return groups[size]
+
+    yield of
+    for group in groups.values():
+        group.close()
+
+
 @pytest.fixture(scope="session", params=[2, 4], ids=lambda size: f"{size} ranks")
-def ranks(request, tmp_path_factory):
-    """2 and 4 processes; the same ones for every test of the session."""
-    started = Ranks(request.param, tmp_path_factory.mktemp("ranks"))
-    yield started
-    started.close()
+def ranks(request, started):
+    """2 and 4 processes."""
+    return started(request.param)

@@ -74,6 +74,12 @@ def test_features(ranks, case):
         assert outcome.placements == placement
 
 
+def test_one_process_moves_nothing(started):
+    (outcome,) = started(1)(on_ranks.compare, CASES["weights"])
+    assert max(outcome.error, outcome.gradient_error) <= EXACT
+    assert outcome.traffic == outcome.backward_traffic == []
+
+
 def test_backward_moves_a_matrix_of_pairs(ranks):
     *_, outcome = ranks(on_ranks.compare, CASES["weights"])
     assert outcome.backward_traffic == [("all_reduce", 7 * 7)]

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import scaling
 from stein_kernels.testing import relative_error
@@ -60,15 +61,37 @@ def test_any_number_of_processes_continues(ranks, tmp_path):
         assert_same(actual, expected)
 
 
-def test_what_an_update_moves(ranks, tmp_path):
+def test_four_processes_continue_two(started, tmp_path):
+    expected = training.alone(tmp_path / "one", 4)
+    started(2)(training.together, tmp_path / "there", 2, {})
+    for actual in started(4)(training.together, tmp_path / "there", 4, {}):
+        assert_same(actual, expected)
+
+
+def test_a_gradient_that_is_not_finite_on_one_rank_is_left_out_by_all(ranks, tmp_path):
+    answers = ranks(training.spoiled, tmp_path, ranks.size - 1)
+    for tensors, skipped in answers:
+        assert skipped == 1
+        assert tensors["adam.0.step"] == tensors["adam.1.step"] == 3
+        assert all(torch.equal(value, answers[0][0][name]) for name, value in tensors.items())
+        assert all(value.isfinite().all() for value in tensors.values())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_one_rank_ends_all_at_one_step_once_it_is_saved(ranks, number, code, tmp_path):
+    assert ranks(training.stopped, tmp_path, number) == [(code, 5, True)] * ranks.size
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_what_an_update_moves(started, size, tmp_path):
     """Scores by reduce-scatter and theta by all-gather, as ZeRO 1 does, and M x M numbers.
 
     Adam's moments are those of the slice.
     """
-    answers = ranks(training.traffic_of_an_update, tmp_path)
+    answers = started(size)(training.traffic_of_an_update, tmp_path)
     for rank, (calls, encoder, moments) in enumerate(answers):
-        assert calls == scaling.update(training.DECODERS, training.DECODER, encoder, ranks.size)
-        width = scaling.slice_width(training.DECODER, ranks.size)
+        assert calls == scaling.update(training.DECODERS, training.DECODER, encoder, size)
+        width = scaling.slice_width(training.DECODER, size)
         own = min(width, training.DECODER - rank * width)
         assert moments[0] == (training.DECODERS, own)
 

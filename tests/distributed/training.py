@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from steinvae.config import (
@@ -20,9 +25,10 @@ from steinvae.config import (
 from steinvae.data import Dataset
 from steinvae.data.synthetic import Vectors
 from steinvae.distributed import ShardedTrainer, World
+from steinvae.gradients import Gradients
 from steinvae.logging import MetricsWriter, Progress
 from steinvae.run import follow
-from steinvae.signals import StopRequest
+from steinvae.signals import Interrupted, StopRequest
 from steinvae.trainer import Trainer
 from tests.distributed.on_ranks import Traffic
 
@@ -31,7 +37,7 @@ DECODERS, DECODER = 3, 74
 
 
 class Wide(Vectors):
-    """In float64, to compare sums in another order."""
+    """In float64."""
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return super().batch(indices, generator).double()
@@ -64,6 +70,16 @@ def config(steps: int, **method: Any) -> Config:
     return replace(Config(), model=model, method=settings, trainer=trainer, evaluation=evaluation)
 
 
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """To compare sums in another order."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def fit(trainer: Trainer) -> dict[str, Tensor]:
     """All that a checkpoint of the end would hold."""
     if isinstance(trainer, ShardedTrainer):
@@ -79,24 +95,62 @@ def fit(trainer: Trainer) -> dict[str, Tensor]:
 
 def alone(folder: Path, steps: int, **method: Any) -> dict[str, Tensor]:
     """A run of one process, continued where the folder has one."""
-    torch.set_default_dtype(torch.float64)
-    try:
+    with in_float64():
         trainer = Trainer(config(steps, **method), data(), folder)
         trainer.resume()
         return fit(trainer)
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def together(folder: Path, steps: int, method: dict[str, Any]) -> dict[str, Tensor]:
     """A run of all ranks, continued where the folder has one; what this rank holds in the end."""
-    torch.set_default_dtype(torch.float64)
-    try:
+    with in_float64():
         trainer = ShardedTrainer(config(steps, **method), data(), folder, World())
         trainer.resume()
         return {name: value.clone() for name, value in fit(trainer).items()}
-    finally:
-        torch.set_default_dtype(torch.float32)
+
+
+def spoiled(folder: Path, on_rank: int) -> tuple[dict[str, Tensor], int]:
+    """Four updates, the second with a NaN in the encoder's gradient of one rank; what this rank
+    holds in the end, and how many updates it left out."""
+    with in_float64():
+        trainer = ShardedTrainer(config(4), data(), folder, World())
+        objective = trainer._objective
+
+        def spoil(*arguments: Any) -> Gradients:
+            gradients = objective(*arguments)
+            if trainer.step == 2 and dist.get_rank() == on_rank:
+                gradients.eta[0][0] = float("nan")
+            return gradients
+
+        trainer._objective = spoil
+        tensors = {name: value.clone() for name, value in fit(trainer).items()}
+        return tensors, trainer.state["skipped"]
+
+
+def stopped(folder: Path, number: int) -> tuple[Any, int, bool]:
+    """A run of which the last rank alone gets a signal, and whose leader's disk is slow: the exit
+    code, the step, and whether its checkpoint was there when this rank ended."""
+    with in_float64(), StopRequest() as stop:
+        trainer = ShardedTrainer(config(1000), data(), folder, World())
+        write, update = trainer._saver._write, trainer.update
+
+        def slowly(step: int, *arguments: Any) -> None:
+            time.sleep(0.3)
+            write(step, *arguments)
+
+        def signalled(step: int, *, monitor: bool) -> dict[str, float]:
+            if step == 4 and dist.get_rank() == dist.get_world_size() - 1:
+                os.kill(os.getpid(), number)
+            return update(step, monitor=monitor)
+
+        trainer._saver._write = slowly  # type: ignore[method-assign]
+        trainer.update = signalled  # type: ignore[method-assign]
+        try:
+            follow(trainer, stop)
+        except Interrupted as ended:
+            there = (folder / "checkpoints" / f"step-{trainer.step:08d}").exists()
+            return ended.code, trainer.step, there
+    raise RuntimeError("the run was not stopped")
 
 
 def traffic_of_an_update(folder: Path) -> tuple[list[tuple[str, int]], int, list[tuple[int, ...]]]:

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of a save loop: no torn checkpoint, and never backwards.
+"""SIGKILL at random moments of a save loop and of training: no torn checkpoint, never backwards.
 
 One fresh process forks the victims (a fork costs milliseconds, an import of torch seconds).
 """
@@ -76,3 +76,15 @@ def test_sigkill_never_tears_and_never_goes_backwards(tmp_path):
     assert len(steps) == KILLS
     assert all(earlier < later for earlier, later in itertools.pairwise(steps))
     assert report["leftovers"] > 0  # the kills did hit saves half-way
+
+
+def test_killed_training_ends_as_if_it_had_not_been(tmp_path):
+    """30 kills of runs of one process, 10 of runs of two: bit for bit, metrics included."""
+    command = [sys.executable, "-m", "tests.faults.kill_runs", str(tmp_path), "30", "10"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    for report, kills in zip(json.loads(answer.stdout), (30, 10), strict=True):
+        assert report["kills"] == kills
+        assert report["runs"] >= 1
+        assert report["leftovers"] > 0  # the kills did hit saves half-way

@@ -188,7 +188,8 @@ def test_resumed_training_on_counts_repeats_the_whole_run(tmp_path):
     for step in range(4):
         first.update(step, monitor=False)
     first.step = 4
-    first.save()
+    first.save(first.tensors())
+    first.settle()
     second = Trainer(config, dataset, tmp_path / "parts")
     assert second.resume()
     for step in range(4, 8):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,49 @@ def test_resume_after_a_crash_between_checkpoints(tiny, digits, tmp_path, monkey
     assert_same_run(tmp_path / "whole", tmp_path / "crash")
 
 
+@pytest.mark.parametrize("space", [0, 1000])
+@pytest.mark.parametrize("in_background", [True, False])
+def test_a_full_disk_ends_the_run_and_loses_nothing(space, in_background, tiny, digits, tmp_path):
+    """No file may grow beyond `space` bytes from step 7 on; 0 is no further line of metrics."""
+    fit(Trainer(tiny(), digits, tmp_path / "whole"))
+    config = tiny(trainer={"save_in_background": in_background})
+    trainer = Trainer(config, digits, tmp_path / "full")
+    update, limit = trainer.update, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def filling(step: int, *, monitor: bool):
+        if step == 7:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (space, limit[1]))
+        return update(step, monitor=monitor)
+
+    trainer.update = filling  # type: ignore[method-assign]
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            fit(trainer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert os.listdir(tmp_path / "full" / "checkpoints") == ["step-00000005"]
+    resumed = Trainer(config, digits, tmp_path / "full")
+    assert resumed.resume()
+    fit(resumed)
+    assert_same_run(tmp_path / "whole", tmp_path / "full")
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny, tmp_path, capsys):
+    """With a line for what is wrong and one for what is taken; the run ends as it would have."""
+    config = tiny(trainer={"baseline": "none"})
+    run(replace(config, run_dir=str(tmp_path / "whole")))
+    resumed = replace(config, run_dir=str(tmp_path / "cut"), resume="auto")
+    run(replace(resumed, trainer=replace(config.trainer, max_steps=12)))
+    file = tmp_path / "cut" / "checkpoints" / "step-00000012" / "tensors.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"damaged checkpoint: .*step-00000012/.*SHA-256"):
+        run(resumed)
+    assert "stein_vae: continues from the checkpoint of step 10\n" in capsys.readouterr().err
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
 def test_resume_without_a_checkpoint_starts_over(tiny, digits, tmp_path):
     assert not Trainer(tiny(), digits, tmp_path).resume()
 
@@ -180,25 +225,20 @@ def finish(run_dir: Path) -> None:
     assert process.returncode == 0, errors
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    """The run that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    finish(folder)
-    return folder
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
-def test_killed_command_resumes_to_the_same_run(number, code, whole, tmp_path):
-    process = start(tmp_path / "killed", STEPS)
-    wait_for_step(tmp_path / "killed", 30)
-    process.send_signal(number)
-    assert process.wait(timeout=60) == code
-    process.communicate()
-    assert newest(tmp_path / "killed").step < STEPS
-    finish(tmp_path / "killed")
-    assert_same_run(whole, tmp_path / "killed")
-    models = [(run / "model.safetensors").read_bytes() for run in (whole, tmp_path / "killed")]
+def test_killed_and_stopped_command_resumes_to_the_same_run(tmp_path):
+    """The command itself, ended three times, against a run that nothing interrupted."""
+    finish(tmp_path / "whole")
+    ends = {30: (signal.SIGKILL, -9), 100: (signal.SIGINT, 130), 170: (signal.SIGTERM, 143)}
+    for step, (number, code) in ends.items():
+        process = start(tmp_path / "cut", STEPS)
+        wait_for_step(tmp_path / "cut", step)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code
+        process.communicate()
+        assert newest(tmp_path / "cut").step < STEPS
+    finish(tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+    models = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "cut")]
     assert models[0] == models[1]
 
 

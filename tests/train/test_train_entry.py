@@ -152,6 +152,19 @@ def test_second_process_in_the_same_folder_is_refused(finished, capsys):
     assert "in use" in capsys.readouterr().err
 
 
+def test_a_disk_that_fills_up_is_said_in_a_line(tmp_path, capsys, monkeypatch):
+    from steinvae import checkpoint
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    assert train.main([*SHORT, f"--run_dir={tmp_path / 'run'}"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("steinvae.train: cannot write the checkpoint ")
+    assert last.endswith("No space left on device; earlier checkpoints are intact")
+
+
 def test_evaluate_repeats_the_reported_number(finished, capsys):
     assert evaluate.main([f"--run_dir={finished}"]) == 0
     reported = json.loads((finished / "result.json").read_text())["nll"]
