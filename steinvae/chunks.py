@@ -86,8 +86,9 @@ def in_chunks(objective: Objective) -> Objective:
             return objective(networks, batch, method, data_size)
         parts, shares = [], []
         for rows in slices:
-            parts.append(objective(networks, batch.images(rows), method, data_size))
-            shares.append(len(batch.pixels[rows]) / len(batch.pixels))
+            part = batch.images(rows)
+            parts.append(objective(networks, part, method, data_size))
+            shares.append(len(part.pixels) / len(batch.pixels))
         return _mean(parts, shares)
 
     return chunked

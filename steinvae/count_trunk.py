@@ -4,9 +4,7 @@ A count of 50 says little more than one of 10; on 20 Newsgroups log(1 + n) and r
 less than 2 % in perplexity, and log(1 + n) is safe for long documents.
 
 A document has 1 to 3 % of the vocabulary, so the first product goes over its words alone, as an
-embedding bag. Batches come dense, and finding their words again costs less than is saved: with its
-backward pass the layer takes 0.7 of the dense one's time at 2,000 words, half at 10,000
-(`python -m bench.documents`).
+embedding bag (`python -m bench.documents` has what that saves).
 
 Shapes: B documents over V words, H features.
 """
@@ -21,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from steinvae.models.mlp import TanhMlp
+from steinvae.sparse_rows import entries
 
 
 class CountTrunk(TanhMlp):
@@ -40,14 +39,14 @@ class CountTrunk(TanhMlp):
 
     def forward(self, x: Float[Tensor, "B V"]) -> Float[Tensor, "B H"]:
         """Counts (B, V) -> (B, H), before the last layer's tanh."""
-        rows, words = x.nonzero(as_tuple=True)
+        rows, words, counts = entries(x)
         number = torch.bincount(rows, minlength=len(x))
         found = F.embedding_bag(
             words,
             self.first.weight.T,
             number.cumsum(0) - number,
             mode="sum",
-            per_sample_weights=x[rows, words].log1p(),
+            per_sample_weights=counts.log1p(),
         )
         found = found + self.first.bias
         for layer in [*self.hidden, self.last][1:]:

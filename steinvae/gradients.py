@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steinvae.config import MethodConfig
 from steinvae.networks import Networks
+from steinvae.sparse_rows import some_rows
 from steinvae.stein import theta_direction
 
 
@@ -28,7 +29,7 @@ class Batch(NamedTuple):
     """One minibatch with all the randomness of its update."""
 
     pixels: Tensor
-    """(B, X) in [0, 1]."""
+    """(B, X) in [0, 1], or counts of words as `sparse_rows`."""
 
     noise: Tensor
     """(B or 1, S, d) standard normal."""
@@ -60,7 +61,8 @@ class Batch(NamedTuple):
             each if each is None or len(each) == 1 else each[rows]
             for each in (self.noise, self.reference)
         )
-        return self._replace(pixels=self.pixels[rows], noise=noise, reference=reference)
+        pixels = some_rows(self.pixels, rows)
+        return self._replace(pixels=pixels, noise=noise, reference=reference)
 
 
 class Gradients(NamedTuple):

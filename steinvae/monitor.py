@@ -24,6 +24,7 @@ from steinvae.chunks import chunks, numbers_of_a_code
 from steinvae.config import MethodConfig
 from steinvae.networks import Networks
 from steinvae.recognition import StochasticEncoder
+from steinvae.sparse_rows import some_rows
 from steinvae.stein import code_scores
 
 IMAGES = 4
@@ -152,7 +153,8 @@ def fold_stats(networks: Networks, pixels: Tensor, noise: Tensor) -> dict[str, T
     encoder = networks.encoder
     if encoder.injective or noise.shape[-1] != encoder.codes:
         return {}
-    return {"folded": folded_fraction(encoder, pixels[:IMAGES], reference_noise(noise)[:, :SIGNS])}
+    some = some_rows(pixels, slice(IMAGES))
+    return {"folded": folded_fraction(encoder, some, reference_noise(noise)[:, :SIGNS])}
 
 
 def field_stats(
@@ -169,7 +171,8 @@ def field_stats(
     """
     if not networks.encoder.injective or noise.shape[1] < 2:
         return {}
-    pixels, score, direction = pixels[:IMAGES], score[:IMAGES], direction[:IMAGES]
+    pixels = some_rows(pixels, slice(IMAGES))
+    score, direction = score[:IMAGES], direction[:IMAGES]
     noise = noise.expand(len(score), -1, -1) if len(noise) == 1 else noise[:IMAGES]
     return direction_stats(
         networks,

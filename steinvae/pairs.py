@@ -16,6 +16,7 @@ from torch import Tensor
 from steinvae.models import GenerativeModel
 from steinvae.models.closed_form import Block, Weigh
 from steinvae.particles import ParticleEnsemble
+from steinvae.sparse_rows import some_rows
 from steinvae.weights import group_weights
 
 PAIRS_AT_ONCE = 2**27
@@ -159,7 +160,7 @@ def pair_gradients(
     for start in range(0, len(pixels), chunk):
         rows = slice(start, start + chunk)
         ratio = None if log_ratio is None else log_ratio[rows]
-        arguments = (codes.detach()[rows], pixels[rows], pairing, ratio)
+        arguments = (codes.detach()[rows], some_rows(pixels, rows), pairing, ratio)
         parts.append(gradients(model, theta, *arguments, into, fresh=start == 0))
     return parts[0] if len(parts) == 1 else _join(parts)
 

@@ -69,7 +69,7 @@ def npmi(top: Int[Tensor, "K T"], documents: Documents) -> Float[Tensor, " K"]:
     words, place = top.unique(return_inverse=True)
     both = torch.zeros(len(words), len(words), dtype=torch.float64)
     for part in torch.arange(len(documents)).split(_AT_ONCE):
-        present = (documents.batch(part)[:, words] > 0).float()
+        present = (documents.batch(part).to_dense()[:, words] > 0).float()
         both += (present.T @ present).double()
     joint = both / len(documents)
     single = joint.diagonal()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stein_kernels import median_bandwidth, stein_divergence, svgd_direction
 from steinvae.recognition import StochasticEncoder, standard_normal
+from steinvae.sparse_rows import some_rows
 
 NUMBERS_AT_ONCE = 2**24
 """Entries of the largest temporary of an estimator: 64 MB in float32."""
@@ -45,7 +46,7 @@ def log_prior_over_q(
     for rows in _slices(len(codes), max(1, NUMBERS_AT_ONCE // max(1, one))):
         own, own_noise = codes[rows], noise if len(noise) == 1 else noise[rows]
         if estimator == "jac":
-            log_q = jacobian_log_density(encoder, pixels[rows], own_noise)
+            log_q = jacobian_log_density(encoder, some_rows(pixels, rows), own_noise)
         else:
             fitted = estimator == "gauss"
             log_q = fitted_log_density(own) if fitted else kernel_log_density(own, bandwidth)
@@ -70,9 +71,9 @@ def jacobian_log_density(
     at_once = max(1, NUMBERS_AT_ONCE // (encoder.codes * columns))
     found = []
     for rows in _slices(len(pixels), at_once):
-        own = noise if len(noise) == 1 else noise[rows]
-        chunks = own.split(max(1, at_once // len(pixels[rows])), dim=1)
-        parts = [encoder.codes_and_log_density(pixels[rows], part)[1] for part in chunks]
+        here, own = some_rows(pixels, rows), noise if len(noise) == 1 else noise[rows]
+        chunks = own.split(max(1, at_once // len(here)), dim=1)
+        parts = [encoder.codes_and_log_density(here, part)[1] for part in chunks]
         found.append(torch.cat(parts, dim=1))
     return torch.cat(found)
 

@@ -28,7 +28,7 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The examples at `indices` (B,) int64 as (B, X) float32 on the CPU."""
+        """The examples at `indices` (B,) int64 as (B, X) float32 on the CPU; counts are sparse."""
         ...
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from steinvae.data.count_files import Bags
 from steinvae.data.dataset import Dataset
+from steinvae.sparse_rows import sparse_rows
 
 SPLIT_SEED = 0
 VALIDATION_SHARE, LARGEST_VALIDATION = 20, 10_000
@@ -62,13 +63,11 @@ class Documents:
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Counts of the documents at `indices`, (B,) int64 -> (B, V) float32 on the CPU.
 
-        Rows stay compressed until here. Errors: TypeError for other index dtypes; ValueError for
-        indices out of range.
+        Sparse (`sparse_rows`). Errors: TypeError for other index dtypes; ValueError for indices out
+        of range.
         """
-        rows, words, counts = self.entries(indices)
-        dense = torch.zeros(len(indices), self.vocabulary_size)
-        dense.view(-1)[rows * self.vocabulary_size + words] = counts
-        return dense
+        shape = torch.Size((len(indices), self.vocabulary_size))
+        return sparse_rows(*self.entries(indices), shape)
 
     def entries(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same as (row of the batch, word, count) of every entry: int64, int64, float32."""

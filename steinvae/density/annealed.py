@@ -28,6 +28,7 @@ from steinvae.density.annealing import Annealing, ImageStreams, find_steps, sigm
 from steinvae.density.hmc import Chains, LogLikelihood, posterior_likelihood, start, transition
 from steinvae.density.likelihood import effective_samples, log_mean_exp
 from steinvae.networks import Networks
+from steinvae.sparse_rows import some_rows
 
 CHAIN_LOGITS = 2**20
 """Logits of the chains that move together: 4 MB in float32."""
@@ -68,7 +69,7 @@ def ais(
     """
     parts = []
     for images in _chunks(networks, pixels, settings):
-        here = pixels[images.start : images.stop]
+        here = some_rows(pixels, slice(images.start, images.stop))
         evaluate = posterior_likelihood(networks, here, settings.theta)
         steps = find_steps(evaluate, networks, images, settings, seed=seed)
         noise = ImageStreams(seed, images, settings.chains, networks, "ais")
@@ -94,7 +95,7 @@ def reverse_ais(
     parts = []
     for images in _chunks(networks, pixels, settings):
         rows = slice(images.start, images.stop)
-        evaluate = posterior_likelihood(networks, pixels[rows], settings.theta)
+        evaluate = posterior_likelihood(networks, some_rows(pixels, rows), settings.theta)
         steps = find_steps(evaluate, networks, images, settings, seed=seed)
         noise = ImageStreams(seed, images, settings.chains, networks, "reverse_ais")
         exact = codes[rows, None].expand(-1, settings.chains, -1)

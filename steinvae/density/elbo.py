@@ -37,6 +37,7 @@ from steinvae.density.likelihood import (
 )
 from steinvae.networks import Networks
 from steinvae.recognition import StochasticEncoder, standard_normal
+from steinvae.sparse_rows import some_rows
 
 SIGN_TOLERANCE = 0.01
 """Share of determinants with the rarer sign above which S-ELBO is flagged."""
@@ -95,7 +96,7 @@ def encoder_bounds(
         raise ValueError(f"encoder_bounds: samples must be at least 1, got {samples}")
     at_once = _images_at_once(networks, pixels.shape[1], samples)
     rows = [
-        _chunk(networks, pixels[first : first + at_once], samples, seed, first)
+        _chunk(networks, some_rows(pixels, slice(first, first + at_once)), samples, seed, first)
         for first in range(0, len(pixels), at_once)
     ]
     log_weights = [weights for weights, _ in rows]

@@ -29,6 +29,7 @@ from steinvae.density.likelihood import (
     over_decoders,
 )
 from steinvae.networks import Networks
+from steinvae.sparse_rows import some_rows
 
 Proposal = Literal["fitted", "encoder"]
 
@@ -140,15 +141,14 @@ def importance_weights(
     fitted = max(64, fit_samples * networks.encoder.codes)
     logits_an_image = networks.theta.particles * samples * pixels.shape[1]
     chunk = max(1, LOGITS_AT_ONCE // logits_an_image)
-    first = 0
-    for part in pixels.split(chunk):
+    for first in range(0, len(pixels), chunk):
+        part = some_rows(pixels, slice(first, first + chunk))
         images = range(first, first + len(part))
         if proposal == "encoder":
             yield _encoder_weights(networks, part, images, samples, seed)
         else:
             noise = _noise(networks, images, fitted, samples, seed)
             yield _chunk_weights(networks, part, noise, inflation)
-        first += len(part)
 
 
 def _noise(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from steinvae.density.likelihood import image_noise, noise_dimension
 from steinvae.networks import Networks
+from steinvae.sparse_rows import some_rows
 
 ACTIVE = 0.01
 """Variance over images of a unit's posterior mean from which on it counts as active."""
@@ -32,7 +33,7 @@ def unit_activity(
     shape = (samples, noise_dimension(networks.encoder))
     means, variances = [], []
     for first in range(0, len(pixels), 256):
-        part = pixels[first : first + 256]
+        part = some_rows(pixels, slice(first, first + 256))
         images = range(first, first + len(part))
         noise = image_noise(seed, images, shape, networks.device, "units").to(networks.theta.flat)
         codes = networks.encoder(part, noise).double()

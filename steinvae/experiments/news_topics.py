@@ -82,7 +82,7 @@ def topics_of(dataset: CountDataset, prior: Prior, checkpoint: Path) -> np.ndarr
 
 def test_documents(dataset: CountDataset) -> torch.Tensor:
     """Evenly spaced test documents, (B, P) counts."""
-    return dataset.test.batch(evenly_spaced(len(dataset.test), TEST))
+    return dataset.test.batch(evenly_spaced(len(dataset.test), TEST)).to_dense()
 
 
 def truth_of(known: Known, run_dir: Path) -> Truth:

@@ -20,7 +20,7 @@ class RootCounts(nn.Module):
 
     def forward(self, counts: Tensor) -> Tensor:
         """(..., P) -> (..., P)."""
-        return 2 * counts.sqrt()
+        return 2 * counts.to_dense().sqrt()
 
 
 class AnchoredEncoder(StochasticEncoder):
@@ -80,7 +80,7 @@ class AnchoredEncoder(StochasticEncoder):
         self, counts: Float[Tensor, "B P"]
     ) -> tuple[Float[Tensor, "B 1 V"], Float[Tensor, "B 1 V"]]:
         """m and s."""
-        model = self._model
+        model, counts = self._model, counts.to_dense()
         topics, a, b = model.loadings.to(counts), model.shape, model.rate
         scores = counts.new_ones(len(counts), len(topics))
         tokens = torch.zeros_like(scores)

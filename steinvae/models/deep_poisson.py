@@ -27,6 +27,7 @@ from torch import Tensor
 
 from steinvae.models.gamma_quantile import log_gamma_quantile
 from steinvae.particles import Parameter
+from steinvae.sparse_rows import entries
 
 _BASE_SCALE = 4.0
 """Standard deviation of the prior of log base rates: those of words are spread over e^(+-8)."""
@@ -105,14 +106,15 @@ class DeepPoisson:
         log_weights = self.log_word_weights(theta)
         shares = self.shares(theta, codes, log_weights)
         topics = log_weights.softmax(-1).mT.contiguous()
-        number = (pixels > 0).sum(1)
+        words, counts = present_words(pixels)
+        lengths, by_length = (counts > 0).sum(1).sort()
+        longest = [int(part[-1]) for part in lengths.tensor_split(min(_BUCKETS, len(lengths)))]
         parts = []
-        by_length = number.argsort()
-        for documents in by_length.tensor_split(min(_BUCKETS, len(by_length))):
-            words, counts = present_words(pixels[documents])
-            likely = shares[:, documents] @ pick(topics, words).mT  # (M, b, n, T)
+        for number, documents in zip(longest, by_length.tensor_split(len(longest)), strict=True):
+            own, times = words[documents, :number], counts[documents, :number]
+            likely = shares[:, documents] @ pick(topics, own).mT  # (M, b, n, T)
             tiny = torch.finfo(likely.dtype).tiny
-            parts.append((likely.clamp_min(tiny).log() @ counts[:, :, None]).squeeze(-1))
+            parts.append((likely.clamp_min(tiny).log() @ times[:, :, None]).squeeze(-1))
         return torch.cat(parts, 1)[:, by_length.argsort()]
 
     def topics(self, theta: dict[str, Tensor]) -> list[Float[Tensor, "M K V"]]:
@@ -150,12 +152,12 @@ def present_words(
     counts: Float[Tensor, "B V"],
 ) -> tuple[Int[Tensor, "B T"], Float[Tensor, "B T"]]:
     """Words of each document and their counts, padded with word 0 and count 0 to the longest."""
-    rows, words = counts.nonzero(as_tuple=True)
+    rows, words, times = entries(counts)
     number = torch.bincount(rows, minlength=len(counts))
     place = torch.arange(len(rows), device=rows.device) - (number.cumsum(0) - number)[rows]
     widest = int(number.max())
     padded = words.new_zeros(len(counts), widest)
     padded[rows, place] = words
-    own = counts.new_zeros(len(counts), widest)
-    own[rows, place] = counts[rows, words]
+    own = times.new_zeros(len(counts), widest)
+    own[rows, place] = times
     return padded, own

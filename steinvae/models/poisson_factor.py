@@ -138,7 +138,7 @@ class PoissonFactor:
     ) -> Float[Tensor, "M B n"]:
         """log p(x_b, u_bs | theta_m) - log N(u_bs; 0, I): (M or 1, B, n, V) -> (M, B, n)."""
         ratio = self.log_prior(codes) - standard_normal(codes)
-        return self.log_count_density(theta["topics"], codes, pixels) + ratio
+        return self.log_count_density(theta["topics"], codes, pixels.to_dense()) + ratio
 
     def mean_images(
         self, theta: dict[str, Tensor], codes: Float[Tensor, "n V"]

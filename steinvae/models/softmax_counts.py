@@ -42,8 +42,10 @@ class SoftmaxCounts:
     ) -> Float[Tensor, "M B n"]:
         """log p(x_b | z_bs, theta_m) in nats, summed over the words of a document.
 
-        Shapes: codes (M or 1, B, n, d), counts (B, V) -> (M, B, n) float32.
+        Shapes: codes (M or 1, B, n, d), counts (B, V) -> (M, B, n) float32. Sparse counts are made
+        dense here: there are n logits for each of their zeros too.
         """
+        pixels = pixels.to_dense()
         documents, samples = codes.shape[1:3]
         logits = self.logits(theta, codes.flatten(1, 2)).unflatten(1, (documents, samples))
         picked = (logits @ pixels[:, :, None]).squeeze(-1)
