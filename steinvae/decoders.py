@@ -53,6 +53,6 @@ FAMILIES: dict[Decoder, Family] = {
     "bernoulli": Family(make_image_model, make_image_encoder),
     "softmax": Family(lambda shape, words: SoftmaxCounts(shape.codes, words), _of_counts),
     "deep_poisson": Family(
-        lambda shape, words: DeepPoisson(shape.layers, words, shape.gamma_shape), _of_layers
+        lambda shape, words: DeepPoisson(shape.layers, words, shape.gamma_shapes), _of_layers
     ),
 }

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from steinvae.blocks import cut_blocks
 from steinvae.config import Config, MethodConfig
-from steinvae.data import step_generator
+from steinvae.data import CountDataset, Dataset, step_generator
 from steinvae.decoders import FAMILIES
 from steinvae.labels.heads import make_labels
 from steinvae.labels.softmax import LabelModel
 from steinvae.models import GenerativeModel
+from steinvae.models.deep_poisson import DeepPoisson
 from steinvae.particles import ParticleEnsemble
 from steinvae.recognition import FlowEncoder, StochasticEncoder
 
@@ -62,6 +63,24 @@ class Networks:
         """Copy tensors, named and shaped as `tensors()` has them, in place."""
         for name, own in self.tensors().items():
             own.copy_(tensors[name])
+
+
+def start_at_data(networks: Networks, config: Config, dataset: Dataset) -> None:
+    """Where the settings say so, start decoders of documents at documents of the training set.
+
+    Each unit next to the words gets one of the longer half, drawn from (seed) alone.
+    """
+    model, theta = networks.model, networks.theta
+    if not isinstance(model, DeepPoisson) or not isinstance(dataset, CountDataset):
+        return
+    if config.model.start == "prior":
+        return
+    train, units = dataset.train, theta.particles * model.code_blocks[0]
+    longer = train.lengths.argsort(stable=True)[len(train) // 2 :]
+    order = torch.randperm(len(longer), generator=step_generator(config.seed, 0, "start"))
+    chosen = longer[order[torch.arange(units) % len(order)]]
+    documents = train.batch(chosen).to_dense().unflatten(0, (theta.particles, -1))
+    model.start_at(theta.views(theta.flat), documents, train.totals)
 
 
 def build_networks(config: Config, pixels: int, device: torch.device | str) -> Networks:

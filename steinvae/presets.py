@@ -92,6 +92,7 @@ def text_deep() -> Config:
         model=ModelConfig(
             decoder="deep_poisson",
             layers=(200, 200, 50),
+            gamma_shapes=(3.0, 0.1, 0.1),
             codes=450,
             hidden=(256,),
             encoder="gaussian",
@@ -102,9 +103,9 @@ def text_deep() -> Config:
             importance_samples=10,
             theta_particles=1,
             log_q="jac",
-            kernel_block=10,
+            kernel_block=5,
         ),
-        optimizer=replace(base.optimizer, learning_rate=1e-2, encoder_factor=0.5),
+        optimizer=replace(base.optimizer, learning_rate=1e-2, encoder_factor=0.2),
         trainer=replace(base.trainer, baseline="none"),
         evaluation=replace(base.evaluation, proposal="encoder"),
     )

@@ -23,7 +23,8 @@ def sparse_rows(
 ) -> Float[Tensor, "B X"]:
     """A batch of `shape` (B, X) from its entries: by rows, no place twice."""
     place = torch.stack([rows, columns])
-    return torch.sparse_coo_tensor(place, values, shape, is_coalesced=True, check_invariants=False)
+    size = torch.Size(shape)
+    return torch.sparse_coo_tensor(place, values, size, is_coalesced=True, check_invariants=False)
 
 
 def entries(

@@ -21,7 +21,7 @@ from steinvae.density.likelihood import noise_dimension
 from steinvae.gradients import Batch, temperature
 from steinvae.labels.training import Labelled
 from steinvae.logging import MetricsWriter, Progress
-from steinvae.networks import Networks, build_networks
+from steinvae.networks import Networks, build_networks, start_at_data
 from steinvae.nonfinite import NonFinite, NonFiniteError, all_finite
 from steinvae.objectives import OBJECTIVES, regression_gradients
 from steinvae.optimizer import Optimizer, is_left_out, learning_rate
@@ -49,6 +49,8 @@ class Trainer:
         self.device = choose_device(config.trainer.device)
         pixels = dataset.train.features
         self.networks = networks or build_networks(config, pixels, self.device)
+        if networks is None:
+            start_at_data(self.networks, config, dataset)
         self.optimizer = Optimizer(self.networks, config.optimizer)
         batch_size = config.trainer.batch_size
         self.labelled = Labelled(config, dataset) if config.data.labelled else None

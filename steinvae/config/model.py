@@ -37,8 +37,13 @@ class ModelConfig:
     layers: tuple[int, ...] = ()
     """Units of each layer of deep_poisson, from the words up; the codes are those of all layers."""
 
-    gamma_shape: float = 0.3
-    """Shape a of the gamma variables of deep_poisson: the smaller, the fewer units in use."""
+    gamma_shapes: tuple[float, ...] = (0.3,)
+    """Shapes a of the gamma variables of deep_poisson, for each layer from the words up or one for
+    all: the smaller, the fewer of a layer's units a document uses, and the more they vary."""
+
+    start: Literal["documents", "prior"] = "documents"
+    """Where the words of deep_poisson's units start: each at those of a training document, or near
+    the middle of their prior, where all units are alike."""
 
     encoder: Literal["flow", "residual", "concat", "gaussian", "triangular", "layered"] = "flow"
     """Form of z = f(x, xi) for Stein methods and flow_elbo. flow is injective in xi; gaussian and
@@ -87,5 +92,7 @@ class ModelConfig:
         require(not deep or self.codes == sum(layers), "model.codes", total, self.codes)
         fits, other = deep or self.encoder != "layered", f"another for decoder {self.decoder}"
         require(fits, "model.encoder", other, self.encoder)
-        shape = self.gamma_shape  # the range of the table of quantiles
-        require(0.05 <= shape <= 100, "model.gamma_shape", "between 0.05 and 100", shape)
+        shapes = self.gamma_shapes  # the range of the table of quantiles
+        inside = len(shapes) in (1, len(layers) or 1) and all(0.05 <= a <= 100 for a in shapes)
+        each = "one between 0.05 and 100, or one for each of model.layers"
+        require(inside, "model.gamma_shapes", each, shapes)

@@ -74,7 +74,10 @@ class Cell:
         if model.decoder is not None:
             further["decoder"] = model.decoder
         if model.layers:
-            further |= {"layers": "-".join(map(str, model.layers)), "shape": model.gamma_shape}
+            shapes = model.gamma_shapes
+            further["layers"] = "-".join(map(str, model.layers))
+            further["shape"] = shapes[0] if len(shapes) == 1 else "-".join(map(str, shapes))
+            further |= {} if model.start == "prior" else {"start": model.start}
         if method.is_stein:
             further |= {n: own for n in _STEIN if (own := getattr(method, n)) != _METHOD[n]}
         if method.move_codes:

@@ -1,13 +1,13 @@
 """Counts of words below layers of gamma variables: the deep Poisson network of section 5.2.
 
-    z_L ~ Gamma(a, a),   z_l ~ Gamma(a, a / (z_{l+1} W_l)),   x_w ~ Pois( (z_1 W_0)_w ),   W >= 0
+    z_L ~ Gamma(a_L, a_L),   z_l ~ Gamma(a_l, a_l / (z_{l+1} W_l)),   x_w ~ Pois( (z_1 W_0)_w )
 
 the sparse gamma deep exponential family of Ranganath et al. 2015 with continuous codes, as Stein
 directions need them; sizes 200, 200 and 50 from the words up. Given its length N a document is
 multinomial, log p(x | z, N) = sum_w x_w log( (z_1 W_0)_w / sum_v (z_1 W_0)_v ), as in
 `SoftmaxCounts` without the coefficient, so that perplexities can be compared.
 
-Gammas are a scale family, z_l = (z_{l+1} W_l) g_l with g_l ~ Gamma(a, a), and g = F^-1(Phi(u)):
+Gammas are a scale family, z_l = (z_{l+1} W_l) g_l with g_l ~ Gamma(a_l, a_l), g = F^-1(Phi(u)):
 codes are the u, their prior is N(0, I) exactly, and a unit that a document says nothing of has the
 posterior N(0, 1). Weights are gamma quantiles too, so that p(theta) = N(0, I) is a sparse gamma
 prior on them; those of words are relative to a word's base rate e^(4 b_w).
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import exp
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +34,8 @@ _BASE_SCALE = 4.0
 """Standard deviation of the prior of log base rates: those of words are spread over e^(+-8)."""
 
 _START = 0.5
-"""Weights start in the middle half of their prior; from the whole of it, as from units that are
-nearly alike, topics form later."""
+"""Weights of words start in the middle half of their prior; those between layers in all of it, so
+that a unit begins with a few of those below."""
 
 _PREPARED = "log W_0"
 _BUCKETS = 8
@@ -45,13 +46,18 @@ class DeepPoisson:
     """A `GenerativeModel`; its codes are the layers' u side by side, from the words up."""
 
     def __init__(
-        self, layers: Sequence[int], words: int, shape: float = 0.3, weight_shape: float = 0.3
+        self,
+        layers: Sequence[int],
+        words: int,
+        shapes: Sequence[float] = (0.3,),
+        weight_shape: float = 0.3,
     ) -> None:
-        """layers are K_1, K_2, ...; shape is a of the codes, weight_shape that of the weights."""
+        """layers are K_1, K_2, ...; shapes are the a_l of the codes, or one for all layers."""
         self.code_blocks = tuple(layers)
-        self.shape, self.weight_shape = shape, weight_shape
+        self.shapes = tuple(shapes) * (len(layers) if len(shapes) == 1 else 1)
+        self.weight_shape = weight_shape
         between = [
-            Parameter(f"weight{number}", (above, below), _START)
+            Parameter(f"weight{number}", (above, below), 1.0)
             for number, (below, above) in enumerate(pairwise(layers), 1)
         ]
         self.parameters: Sequence[Parameter] = (
@@ -59,6 +65,33 @@ class DeepPoisson:
             Parameter("words", (layers[0], words), _START),
             *between,
         )
+
+    def start_at(
+        self,
+        theta: dict[str, Tensor],
+        documents: Float[Tensor, "M K V"],
+        totals: Float[Tensor, " V"],
+    ) -> None:
+        """Let the units next to the words speak one document each, in place of `theta`'s start.
+
+        Units that start alike stay alike for long, and most then never come into use. Base rates
+        start at the words' own, `totals` counting the training documents; a unit's weight of a word
+        goes from the middle of its prior by how much more often its document has the word,
+
+            W_0kw / base_w = median * (s_kw + p_w / 2) / (3 p_w / 2),
+
+        s and p the shares of the word in document and corpus, e^-3 to e^3 at the most.
+        """
+        from scipy.special import gammainc, ndtri
+
+        share = (totals.double() + 1) / (totals + 1).sum()
+        log_share = share.log()
+        theta["base"].copy_((log_share - log_share.mean()) / _BASE_SCALE)
+        own = documents.double() / documents.sum(-1, keepdim=True)
+        more = ((own + share / 2) / (1.5 * share)).clamp(exp(-3), exp(3))
+        a, middle = self.weight_shape, torch.zeros((), dtype=torch.float64)
+        weights = more * log_gamma_quantile(middle, self.weight_shape).exp()
+        theta["words"].copy_(torch.from_numpy(ndtri(gammainc(a, a * weights.numpy()))))
 
     def prepare(self, theta: dict[str, Tensor]) -> dict[str, Tensor]:
         """theta with log W_0 beside it, for many evaluations under the same parameters."""
@@ -76,7 +109,7 @@ class DeepPoisson:
     ) -> Float[Tensor, "M *n K"]:
         """log z_1 up to a constant of each code, which the given length cancels."""
         blocks = codes.split(self.code_blocks, dim=-1)
-        log_gammas = [log_gamma_quantile(block, self.shape) for block in blocks]
+        log_gammas = list(map(log_gamma_quantile, blocks, self.shapes))
         units = log_gammas.pop()
         for number in range(len(log_gammas), 0, -1):
             weight = log_gamma_quantile(theta[f"weight{number}"], self.weight_shape).exp()

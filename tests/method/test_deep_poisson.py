@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from torch.distributions import Multinomial
 
-from steinvae.config import Config, DataConfig, MethodConfig, ModelConfig
+from steinvae.config import Config, DataConfig, MethodConfig, ModelConfig, TrainerConfig
+from steinvae.data.count_files import Bags
+from steinvae.data.documents import split
 from steinvae.density import encoder_bounds, iw_g
 from steinvae.density.likelihood import prepared
 from steinvae.models.deep_poisson import DeepPoisson
@@ -16,6 +20,7 @@ from steinvae.models.gamma_quantile import log_gamma_quantile
 from steinvae.networks import Networks, build_networks
 from steinvae.particles import ParticleEnsemble
 from steinvae.recognition import standard_normal
+from steinvae.trainer import Trainer
 
 LAYERS, WORDS = (4, 3, 2), 7
 
@@ -36,7 +41,7 @@ def some_networks(encoder: str = "layered") -> Networks:
 
 
 def some_model() -> tuple[DeepPoisson, dict[str, torch.Tensor]]:
-    model = DeepPoisson(LAYERS, WORDS, shape=0.7)
+    model = DeepPoisson(LAYERS, WORDS, shapes=(1.5, 0.7, 0.4))
     theta = ParticleEnsemble(model.parameters, 2, torch.Generator().manual_seed(0))
     theta.flat = theta.flat.double()
     leaves = {name: leaf.detach() for name, leaf in theta.leaves().items()}
@@ -52,7 +57,7 @@ def units(
     blocks = codes.split(LAYERS, -1)
     rate = torch.ones(1, LAYERS[-1], dtype=codes.dtype)
     for number in reversed(range(len(LAYERS))):
-        z.insert(0, rate * log_gamma_quantile(blocks[number], model.shape).exp())
+        z.insert(0, rate * log_gamma_quantile(blocks[number], model.shapes[number]).exp())
         if number:
             weight = log_gamma_quantile(leaves[f"weight{number}"][m], model.weight_shape).exp()
             rate = z[0] @ weight
@@ -112,7 +117,7 @@ def test_likelihood_is_that_of_poisson_counts_given_their_sum():
 
 
 def test_normal_codes_have_the_law_of_the_layers_of_gammas():
-    """N(u; 0, I) = prod_l prod_k Gamma(z_lk; a, a / rate_lk) |det dz/du|."""
+    """N(u; 0, I) = prod_l prod_k Gamma(z_lk; a_l, a_l / rate_lk) |det dz/du|."""
     model, leaves = some_model()
     codes = torch.randn(9, dtype=torch.float64)
     z = units(model, leaves, 0, codes[None])
@@ -122,7 +127,8 @@ def test_normal_codes_have_the_law_of_the_layers_of_gammas():
         if number < len(LAYERS) - 1:
             weight = leaves[f"weight{number + 1}"][0]
             mean = z[number + 1][0] @ log_gamma_quantile(weight, model.weight_shape).exp()
-        law = torch.distributions.Gamma(model.shape, model.shape / mean)
+        shape = model.shapes[number]
+        law = torch.distributions.Gamma(shape, shape / mean)
         log_p = log_p + law.log_prob(own[0]).sum()
 
     def every(u: torch.Tensor) -> torch.Tensor:
@@ -131,6 +137,47 @@ def test_normal_codes_have_the_law_of_the_layers_of_gammas():
     jacobian = torch.autograd.functional.jacobian(every, codes)
     found = log_p + torch.linalg.slogdet(jacobian).logabsdet  # type: ignore[arg-type]
     assert float(found) == pytest.approx(float(standard_normal(codes)), abs=1e-4)
+
+
+def test_units_start_at_the_words_of_their_documents():
+    """W_0 over the base rates is the median times (s + p/2) / (3p/2), within e^-3 to e^3."""
+    model = DeepPoisson((2, 3), 4)
+    theta = ParticleEnsemble(model.parameters, 1, torch.Generator().manual_seed(0))
+    totals = torch.tensor([4.0, 3.0, 999.0, 0.0])
+    documents = torch.tensor([[[1.0, 0.0, 3.0, 0.0], [0.0, 0.0, 5.0, 0.0]]])
+    between = theta.views(theta.flat)["weight1"].clone()
+    model.start_at(theta.views(theta.flat), documents, totals)
+    leaves = theta.leaves()
+    share = (totals + 1) / 1010
+    base = leaves["base"][0, 0] * 4
+    assert torch.allclose(base, share.log() - share.log().mean(), atol=1e-5)
+    median = stats.gamma(0.3, scale=1 / 0.3).median()
+    weights = (model.log_word_weights(leaves)[0] - base).exp() / median
+    expected = (documents[0] / documents[0].sum(1, keepdim=True) / share + 0.5) / 1.5
+    assert float(expected[0, 0]) > np.exp(3)
+    assert torch.allclose(weights, expected.clamp(max=np.exp(3)).float(), rtol=1e-3)
+    assert torch.equal(leaves["weight1"], between)
+
+
+def test_a_run_starts_at_documents_or_at_the_prior(tmp_path):
+    counts = np.random.RandomState(0).randint(1, 5, 44).astype(np.int32)
+    words = np.tile(np.array([0, 2, 3, 6], dtype=np.int32), 11)
+    bags = Bags(start=np.arange(0, 45, 4), words=words, counts=counts)
+    dataset = split("nyt", bags, bags, tuple("abcdefg"), {})
+    model = ModelConfig(decoder="deep_poisson", layers=LAYERS, codes=9, hidden=(6,))
+    config = Config(
+        data=DataConfig(name="nyt"),
+        model=model,
+        method=MethodConfig(name="vae"),
+        trainer=TrainerConfig(batch_size=4),
+    )
+    at_prior = replace(config, model=replace(model, start="prior"))
+    prior = build_networks(at_prior, WORDS, "cpu").theta.flat
+    assert torch.equal(Trainer(at_prior, dataset, tmp_path).networks.theta.flat, prior)
+    first, second = (Trainer(config, dataset, tmp_path).networks for _ in range(2))
+    assert torch.equal(first.theta.flat, second.theta.flat)
+    heavy = first.model.topics(first.theta.leaves())[0][0] > 1 / WORDS  # type: ignore[attr-defined]
+    assert not bool(heavy[:, [1, 4, 5]].any())  # words that no document has
 
 
 def test_prepared_parameters_give_the_same_likelihood():
