@@ -26,6 +26,10 @@ PIXELS = {
 }
 """X of every data set whose size is known without its files."""
 
+WORDS_OF_A_DOCUMENT = {"20news": 65, "nyt": 121, "rcv1": 75}
+"""T, different words of a training document, in the mean: what the work of deep_poisson goes with.
+"""
+
 _FLOAT = 4
 _STATE_COPIES = 4  # parameters, both moments of Adam, and the best parameters so far
 _CODE_COPIES = 6  # noise, codes, their scores from the decoders and in all, direction, cotangent
@@ -115,19 +119,23 @@ def make_plan(config: Config) -> Plan:
     model, method, settings = config.model, config.method, config.trainer
     if config.data.name not in PIXELS:
         raise ValueError(f"--plan: data.name must be one of {sorted(PIXELS)}; others are not read")
-    if config.decoder == "deep_poisson":
-        raise ValueError(
-            "--plan: model.decoder must be bernoulli or softmax, got 'deep_poisson', whose work "
-            "goes with the words that documents have"
-        )
     if model.network == "conv":
         raise ValueError("--plan: model.network must be mlp; convolutions are not planned")
+    if method.encoder_kind(model) == "layered":
+        raise ValueError("--plan: model.encoder must be another than layered, which is not planned")
     pixels, images = PIXELS[config.data.name], settings.batch_size
     kind = method.encoder_kind(model)
     between = () if config.data.name in COUNTS else tuple(reversed(model.hidden))
     widths = (model.codes, *between, pixels)
     layers = _encoder_layers(kind, model, pixels)
-    decoder = sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths))
+    deep = config.decoder == "deep_poisson"
+    products = list(pairwise(model.layers if deep else widths))  # of a decoder pass
+    decoder = sum(fan_in * fan_out for fan_in, fan_out in products)
+    if deep:
+        decoder += (model.layers[0] + 1) * pixels
+        products.append((model.layers[0], WORDS_OF_A_DOCUMENT[config.data.name]))
+    else:
+        decoder += sum(widths[1:])
     encoder = sum((fan_in + 1) * fan_out for fan_in, fan_out in layers)
     samples = method.codes_per_image
     pairs = samples
@@ -136,7 +144,10 @@ def make_plan(config: Config) -> Plan:
     passes = images * pairs * (2 if method.move_codes else 1)
     closed = config.data.name not in COUNTS
     at_once = min(images, max(1, PAIRS_AT_ONCE // (pairs * (model.codes if closed else pixels))))
-    activations = _closed_form if closed else _graph
+    if deep:
+        decoding = _gammas(model, pixels, at_once, pairs, method.decoders, products[-1][1])
+    else:
+        decoding = (_closed_form if closed else _graph)(widths, at_once * pairs)
     outputs = sum(fan_out for _, fan_out in layers)  # as `chunks.numbers_of_a_code` has it
     tangents = method.name == "flow_elbo"
     kept = samples * outputs * (1 + model.codes if tangents else 1)
@@ -152,9 +163,9 @@ def make_plan(config: Config) -> Plan:
         images=images,
         decoder_passes=passes,
         validation_passes=validation * method.decoders,
-        flops=3 * 2 * passes * sum(a * b for a, b in pairwise(widths)),
+        flops=3 * 2 * passes * sum(a * b for a, b in products),
         images_at_once=at_once,
-        decoding_bytes=_FLOAT * activations(widths, at_once * pairs),
+        decoding_bytes=_FLOAT * decoding,
         encoder_images_at_once=drawn_at_once,
         encoder_bytes=_FLOAT * drawn_at_once * samples * _kept(kind, model, tangents),
         density_bytes=_FLOAT * _tangents(model, images * samples) if exact else 0,
@@ -167,6 +178,19 @@ def make_plan(config: Config) -> Plan:
 def _graph(widths: Sequence[int], pairs: int) -> int:
     """Numbers that autograd keeps: inputs of layers and logits, then loss and gradient of those."""
     return pairs * (sum(widths[:-1]) + 3 * widths[-1])
+
+
+def _gammas(
+    model: ModelConfig, words: int, documents: int, pairs: int, decoders: int, own: int
+) -> int:
+    """Numbers of deep_poisson, the more of two moments: the quantiles of all weights of words, with
+    what their cubics take; and the end of the forward pass, which has those weights, slopes and
+    probabilities, of a pair its gammas layer by layer and the likelihood of the document's `own`
+    words, and the topics' probabilities of those.
+    """
+    weights = decoders * model.layers[0] * words
+    of_pairs = documents * pairs * (6 * model.codes + 3 * own)
+    return max(14 * weights, 5 * weights + of_pairs + documents * own * model.layers[0])
 
 
 def _closed_form(widths: Sequence[int], pairs: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from steinvae.config import ModelConfig
 from steinvae.models.closed_form import ClosedForm
 from steinvae.models.mlp import BernoulliMlp
 from steinvae.networks import build_networks
-from steinvae.plan import PIXELS, make_plan
+from steinvae.plan import PIXELS, WORDS_OF_A_DOCUMENT, make_plan
 from steinvae.presets import load_preset
 from steinvae.trainer import Trainer
 
@@ -100,9 +101,25 @@ def test_printed_recipe_costs_what_it_costs():
     assert "32,000,000 (" in plan.report()
 
 
-def test_work_that_depends_on_the_documents_is_refused():
-    with pytest.raises(ValueError, match=r"model\.decoder must be bernoulli or softmax"):
-        make_plan(load_preset("text_deep"))
+def test_layers_of_gammas_have_the_parameters_of_their_networks():
+    config = load_preset("text_deep")
+    plan = make_plan(config)
+    count = build_networks(config, PIXELS["20news"], "cpu").parameter_count()
+    assert plan.decoder_parameters == count["decoder"]
+    assert plan.encoder_parameters == count["encoder"]
+    # of a pass: two layers between units, and the words that a document has
+    assert plan.flops == 6 * 640 * (200 * 200 + 200 * 50 + 200 * WORDS_OF_A_DOCUMENT["20news"])
+
+
+def test_an_encoder_of_layers_is_not_planned():
+    config = load_preset("text_deep")
+    layered = replace(
+        config,
+        model=replace(config.model, encoder="layered"),
+        method=replace(config.method, name="flow_elbo"),
+    )
+    with pytest.raises(ValueError, match="layered, which is not planned"):
+        make_plan(layered)
 
 
 def test_command_prints_the_plan_and_trains_nothing(tmp_path, capsys, monkeypatch):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from steinvae.gradients import Batch
 from steinvae.networks import build_networks
 from steinvae.objectives import OBJECTIVES
 from steinvae.optimizer import Optimizer
-from steinvae.plan import PIXELS, make_plan
+from steinvae.plan import PIXELS, WORDS_OF_A_DOCUMENT, make_plan
+from steinvae.presets import load_preset
+from steinvae.sparse_rows import sparse_rows
 
 PRINTED = {"name": "stein_viwae", "weights": "paper", "shared_noise": True, "encoder": "concat"}
 CASES = {
@@ -85,6 +88,38 @@ def test_an_update_holds_what_the_plan_says(settings):
     update, plan = updates(config), make_plan(config)
     update()  # Adam's moments are made by the first
     assert 0.93 < plan.step_bytes / peak_bytes(update) < 1.3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"code_particles": 4},
+        {"name": "stein_vae", "code_particles": 10, "theta_particles": 2},
+        {"name": "vae"},
+    ],
+    ids=["preset", "many codes", "decoders", "vae"],
+)
+def test_an_update_on_documents_holds_what_the_plan_says(settings):
+    """The deep network, documents of as many different words as the plan assumes."""
+    base = load_preset("text_deep")
+    config = replace(base, method=replace(base.method, **settings))
+    method, images, words = config.method, config.trainer.batch_size, PIXELS["20news"]
+    networks = build_networks(config, words, "cpu")
+    optimizer = Optimizer(networks, config.optimizer)
+    own = WORDS_OF_A_DOCUMENT["20news"]
+
+    def update() -> None:
+        rows = torch.arange(images).repeat_interleave(own)
+        places = torch.rand(images, words).topk(own).indices.flatten()
+        counts = sparse_rows(rows, places, torch.ones(images * own), (images, words))
+        noise = torch.randn(images, method.codes_per_image, config.model.codes)
+        batch = Batch(counts, noise, torch.randperm(method.code_particles))
+        found = OBJECTIVES[method.name](networks, batch, method, 10_000)
+        optimizer.apply(0, found.theta, found.eta)
+
+    update()
+    assert 0.93 < make_plan(config).step_bytes / peak_bytes(update) < 1.3
 
 
 PROBE = """
