@@ -79,7 +79,8 @@ def in_chunks(objective: Objective) -> Objective:
     def chunked(
         networks: Networks, batch: Batch, method: MethodConfig, data_size: int
     ) -> Gradients:
-        jacobian = method.name == "flow_elbo"
+        # a determinant that is a product needs no tangents
+        jacobian = method.name == "flow_elbo" and not networks.encoder.orientation_known
         one_code = numbers_of_a_code(networks.encoder, jacobian=jacobian)
         slices = chunks(len(batch.pixels), batch.noise.shape[1] * one_code)
         if len(slices) == 1:

@@ -21,7 +21,7 @@ from steinvae.count_trunk import CountTrunk
 from steinvae.models.mlp import TanhMlp
 from steinvae.recognition import StochasticEncoder, standard_normal
 
-_CONTEXT = 64
+CONTEXT = 64
 """Hidden units between the codes above and a layer's moments."""
 
 
@@ -46,7 +46,7 @@ class LayeredCountEncoder(StochasticEncoder):
         )
         above = [sum(layers[number + 1 :]) for number in range(len(layers) - 1)]
         self.contexts = nn.ModuleList(
-            TanhMlp((size, _CONTEXT, 2 * width), generator, last_scale=0.1)
+            TanhMlp((size, CONTEXT, 2 * width), generator, last_scale=0.1)
             for size, width in zip(above, layers[:-1], strict=True)
         )
 

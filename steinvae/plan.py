@@ -12,6 +12,7 @@ from itertools import pairwise
 
 from steinvae.chunks import CODES_AT_ONCE
 from steinvae.config import COUNTS, Config, ModelConfig
+from steinvae.layered_recognition import CONTEXT
 from steinvae.models.closed_form import NUMBERS_AT_ONCE
 from steinvae.pairs import PAIRS_AT_ONCE
 from steinvae.weights import NUMBERS_AT_ONCE as JACOBIANS_AT_ONCE
@@ -121,8 +122,6 @@ def make_plan(config: Config) -> Plan:
         raise ValueError(f"--plan: data.name must be one of {sorted(PIXELS)}; others are not read")
     if model.network == "conv":
         raise ValueError("--plan: model.network must be mlp; convolutions are not planned")
-    if method.encoder_kind(model) == "layered":
-        raise ValueError("--plan: model.encoder must be another than layered, which is not planned")
     pixels, images = PIXELS[config.data.name], settings.batch_size
     kind = method.encoder_kind(model)
     between = () if config.data.name in COUNTS else tuple(reversed(model.hidden))
@@ -149,7 +148,7 @@ def make_plan(config: Config) -> Plan:
     else:
         decoding = (_closed_form if closed else _graph)(widths, at_once * pairs)
     outputs = sum(fan_out for _, fan_out in layers)  # as `chunks.numbers_of_a_code` has it
-    tangents = method.name == "flow_elbo"
+    tangents = method.name == "flow_elbo" and kind in ("flow", "residual")
     kept = samples * outputs * (1 + model.codes if tangents else 1)
     drawn_at_once = min(images, max(1, CODES_AT_ONCE // kept))
     exact = method.name == "stein_viwae" and method.log_q == "jac" and kind == "flow"
@@ -207,7 +206,13 @@ def _encoder_layers(kind: str, model: ModelConfig, pixels: int) -> list[tuple[in
     hidden, codes, last = model.hidden, model.codes, model.hidden[-1]
     if kind == "concat":
         return [(pixels, hidden[0]), (codes, hidden[0]), *pairwise((*hidden, codes))]
-    gaussian = [*pairwise((pixels, *hidden)), (last, 2 * codes)]
+    trunk = list(pairwise((pixels, *hidden)))
+    if kind == "layered":
+        heads = [(last, 2 * width) for width in model.layers]
+        above = [sum(model.layers[number:]) for number in range(1, len(model.layers))]
+        widths = [(size, CONTEXT, 2 * own) for size, own in zip(above, model.layers, strict=False)]
+        return [*trunk, *heads, *(layer for each in widths for layer in pairwise(each))]
+    gaussian = [*trunk, (last, 2 * codes)]
     blocks = {"flow": model.flow_blocks, "residual": 1}.get(kind, 0)
     width = model.noise_hidden or last
     block = [(last, width), (codes, width), (width, width), (width, codes)]
@@ -221,6 +226,8 @@ def _kept(kind: str, model: ModelConfig, tangents: bool) -> int:
     last, codes = model.hidden[-1], model.codes
     if kind == "concat":
         return codes + sum(model.hidden) + codes
+    if kind == "layered":
+        return 3 * codes  # with mean and log sigma, which the codes above decide
     blocks = {"flow": model.flow_blocks, "residual": 1}.get(kind, 0)
     layers = model.planar_layers if kind == "planar" else 0
     width = model.noise_hidden or last

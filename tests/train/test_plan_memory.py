@@ -97,22 +97,24 @@ def test_an_update_holds_what_the_plan_says(settings):
         {"code_particles": 4},
         {"name": "stein_vae", "code_particles": 10, "theta_particles": 2},
         {"name": "vae"},
+        {"name": "flow_elbo", "encoder": "layered"},
     ],
-    ids=["preset", "many codes", "decoders", "vae"],
+    ids=["preset", "many codes", "decoders", "vae", "layered"],
 )
 def test_an_update_on_documents_holds_what_the_plan_says(settings):
     """The deep network, documents of as many different words as the plan assumes."""
-    base = load_preset("text_deep")
-    config = replace(base, method=replace(base.method, **settings))
+    base, own = load_preset("text_deep"), dict(settings)
+    model = replace(base.model, encoder=own.pop("encoder", "gaussian"))
+    config = replace(base, model=model, method=replace(base.method, **own))
     method, images, words = config.method, config.trainer.batch_size, PIXELS["20news"]
     networks = build_networks(config, words, "cpu")
     optimizer = Optimizer(networks, config.optimizer)
-    own = WORDS_OF_A_DOCUMENT["20news"]
+    present = WORDS_OF_A_DOCUMENT["20news"]
 
     def update() -> None:
-        rows = torch.arange(images).repeat_interleave(own)
-        places = torch.rand(images, words).topk(own).indices.flatten()
-        counts = sparse_rows(rows, places, torch.ones(images * own), (images, words))
+        rows = torch.arange(images).repeat_interleave(present)
+        places = torch.rand(images, words).topk(present).indices.flatten()
+        counts = sparse_rows(rows, places, torch.ones(images * present), (images, words))
         noise = torch.randn(images, method.codes_per_image, config.model.codes)
         batch = Batch(counts, noise, torch.randperm(method.code_particles))
         found = OBJECTIVES[method.name](networks, batch, method, 10_000)
