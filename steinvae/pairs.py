@@ -166,8 +166,10 @@ def pair_gradients(
 
 
 def numbers_of_a_pair(model: GenerativeModel, codes: Tensor, pixels: Tensor) -> int:
-    """What a pair holds until its chunk is done: a gradient, or what autograd keeps."""
-    return codes.shape[-1] if _has_closed_form(model) else pixels.shape[-1]
+    """What a pair holds until its chunk is done: a gradient, or what autograd keeps; a model of
+    convolutions says that itself (`kept_per_pair`)."""
+    kept: int = getattr(model, "kept_per_pair", pixels.shape[-1])
+    return codes.shape[-1] if _has_closed_form(model) else kept
 
 
 def _has_closed_form(model: GenerativeModel) -> bool:

@@ -6,15 +6,18 @@ backward), floating-point operations (two for each multiply-add).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import prod
 
 from steinvae.chunks import CODES_AT_ONCE
 from steinvae.config import COUNTS, Config, ModelConfig
 from steinvae.layered_recognition import CONTEXT
 from steinvae.models.closed_form import NUMBERS_AT_ONCE
+from steinvae.models.conv import KERNEL, BernoulliConv, coarsest
 from steinvae.pairs import PAIRS_AT_ONCE
+from steinvae.recognition.conv import NOISE_UNITS, kept_planes
 from steinvae.weights import NUMBERS_AT_ONCE as JACOBIANS_AT_ONCE
 
 PIXELS = {
@@ -120,57 +123,89 @@ def make_plan(config: Config) -> Plan:
     model, method, settings = config.model, config.method, config.trainer
     if config.data.name not in PIXELS:
         raise ValueError(f"--plan: data.name must be one of {sorted(PIXELS)}; others are not read")
-    if model.network == "conv":
-        raise ValueError("--plan: model.network must be mlp; convolutions are not planned")
     pixels, images = PIXELS[config.data.name], settings.batch_size
     kind = method.encoder_kind(model)
-    between = () if config.data.name in COUNTS else tuple(reversed(model.hidden))
-    widths = (model.codes, *between, pixels)
+    shape = _decoder_shape(config, pixels)
     layers = _encoder_layers(kind, model, pixels)
-    deep = config.decoder == "deep_poisson"
-    products = list(pairwise(model.layers if deep else widths))  # of a decoder pass
-    decoder = sum(fan_in * fan_out for fan_in, fan_out in products)
-    if deep:
-        decoder += (model.layers[0] + 1) * pixels
-        products.append((model.layers[0], WORDS_OF_A_DOCUMENT[config.data.name]))
-    else:
-        decoder += sum(widths[1:])
     encoder = sum((fan_in + 1) * fan_out for fan_in, fan_out in layers)
     samples = method.codes_per_image
     pairs = samples
     if method.is_stein and method.pairing == "full":
         pairs *= method.theta_particles
     passes = images * pairs * (2 if method.move_codes else 1)
-    closed = config.data.name not in COUNTS
-    at_once = min(images, max(1, PAIRS_AT_ONCE // (pairs * (model.codes if closed else pixels))))
-    if deep:
-        decoding = _gammas(model, pixels, at_once, pairs, method.decoders, products[-1][1])
-    else:
-        decoding = (_closed_form if closed else _graph)(widths, at_once * pairs)
-    outputs = sum(fan_out for _, fan_out in layers)  # as `chunks.numbers_of_a_code` has it
+    at_once = min(images, max(1, PAIRS_AT_ONCE // (pairs * shape.of_pair)))
     tangents = method.name == "flow_elbo" and kind in ("flow", "residual")
+    outputs = sum(fan_out for _, fan_out in layers)  # as `chunks.numbers_of_a_code` has it
+    if model.network == "conv" and kind == "concat":
+        outputs = _kept(kind, model, pixels, tangents)
     kept = samples * outputs * (1 + model.codes if tangents else 1)
     drawn_at_once = min(images, max(1, CODES_AT_ONCE // kept))
+    of_image = _kept_of_image(kind, model, pixels, samples, tangents)
     exact = method.name == "stein_viwae" and method.log_q == "jac" and kind == "flow"
-    parameters = method.decoders * decoder + encoder
+    parameters = method.decoders * shape.parameters + encoder
     validation = config.evaluation.validation_images * config.evaluation.validation_samples
     return Plan(
         decoders=method.decoders,
-        decoder_parameters=decoder,
+        decoder_parameters=shape.parameters,
         encoder_parameters=encoder,
         codes=samples,
         images=images,
         decoder_passes=passes,
         validation_passes=validation * method.decoders,
-        flops=3 * 2 * passes * sum(a * b for a, b in products),
+        flops=3 * 2 * passes * shape.products,
         images_at_once=at_once,
-        decoding_bytes=_FLOAT * decoding,
+        decoding_bytes=_FLOAT * shape.activations(at_once, pairs),
         encoder_images_at_once=drawn_at_once,
-        encoder_bytes=_FLOAT * drawn_at_once * samples * _kept(kind, model, tangents),
+        encoder_bytes=_FLOAT * drawn_at_once * of_image,
         density_bytes=_FLOAT * _tangents(model, images * samples) if exact else 0,
         code_bytes=_FLOAT * images * samples * model.codes,
-        decoder_bytes=_FLOAT * method.decoders * decoder,
+        decoder_bytes=_FLOAT * method.decoders * shape.parameters,
         state_bytes=_FLOAT * _STATE_COPIES * parameters,
+    )
+
+
+@dataclass(frozen=True)
+class _DecoderShape:
+    """What one decoder is and does."""
+
+    parameters: int
+    products: int
+    """Multiply-adds of a forward pass of one code."""
+
+    of_pair: int
+    """Numbers that a pair holds until its chunk is done, as `pairs.numbers_of_a_pair` has it."""
+
+    activations: Callable[[int, int], int]
+    """Images of a chunk, and pairs of each -> numbers that decoding them holds."""
+
+
+def _decoder_shape(config: Config, pixels: int) -> _DecoderShape:
+    model, counts = config.model, config.data.name in COUNTS
+    if config.decoder == "deep_poisson":
+        words = WORDS_OF_A_DOCUMENT[config.data.name]
+        between = sum(a * b for a, b in pairwise(model.layers))
+        parameters = between + (model.layers[0] + 1) * pixels
+        products = between + model.layers[0] * words
+
+        def gammas(images: int, pairs: int) -> int:
+            return _gammas(model, pixels, images, pairs, config.method.decoders, words)
+
+        return _DecoderShape(parameters, products, pixels, gammas)
+    if model.network == "conv":
+        network = BernoulliConv(model.codes, tuple(reversed(model.hidden)), pixels)
+        parameters = sum(prod(item.shape) for item in network.parameters)
+        kept = network.kept_per_pair
+        return _DecoderShape(
+            parameters, network.products, kept, lambda images, pairs: images * pairs * kept
+        )
+    between = () if counts else tuple(reversed(model.hidden))
+    widths = (model.codes, *between, pixels)
+    parameters = sum((fan_in + 1) * fan_out for fan_in, fan_out in pairwise(widths))
+    products = sum(a * b for a, b in pairwise(widths))
+    if counts:
+        return _DecoderShape(parameters, products, pixels, lambda n, each: _graph(widths, n * each))
+    return _DecoderShape(
+        parameters, products, model.codes, lambda n, each: _closed_form(widths, n * each)
     )
 
 
@@ -202,11 +237,18 @@ def _closed_form(widths: Sequence[int], pairs: int) -> int:
 
 
 def _encoder_layers(kind: str, model: ModelConfig, pixels: int) -> list[tuple[int, int]]:
-    """(in, out) of every dense layer."""
+    """(in, out) of every layer; a convolution has its planes times 5 x 5 going in."""
     hidden, codes, last = model.hidden, model.codes, model.hidden[-1]
-    if kind == "concat":
+    width = _noise_units(model)
+    if model.network == "conv":
+        trunk = [(KERNEL**2 * planes, out) for planes, out in pairwise((1, *hidden))]
+        last *= coarsest(pixels, len(hidden)) ** 2
+        if kind == "concat":
+            return [trunk[0], *trunk, (last, codes)]
+    elif kind == "concat":
         return [(pixels, hidden[0]), (codes, hidden[0]), *pairwise((*hidden, codes))]
-    trunk = list(pairwise((pixels, *hidden)))
+    else:
+        trunk = list(pairwise((pixels, *hidden)))
     if kind == "layered":
         heads = [(last, 2 * width) for width in model.layers]
         above = [sum(model.layers[number:]) for number in range(1, len(model.layers))]
@@ -214,30 +256,46 @@ def _encoder_layers(kind: str, model: ModelConfig, pixels: int) -> list[tuple[in
         return [*trunk, *heads, *(layer for each in widths for layer in pairwise(each))]
     gaussian = [*trunk, (last, 2 * codes)]
     blocks = {"flow": model.flow_blocks, "residual": 1}.get(kind, 0)
-    width = model.noise_hidden or last
     block = [(last, width), (codes, width), (width, width), (width, codes)]
     planar = [(last, model.planar_layers * (2 * codes + 1))] if kind == "planar" else []
     below = [(last, codes * (codes - 1) // 2)] if kind == "triangular" else []
     return [*gaussian, *blocks * block, *planar, *below]
 
 
-def _kept(kind: str, model: ModelConfig, tangents: bool) -> int:
-    """Numbers that the way back through the encoder keeps for every code."""
-    last, codes = model.hidden[-1], model.codes
+def _noise_units(model: ModelConfig) -> int:
+    return model.noise_hidden or (NOISE_UNITS if model.network == "conv" else model.hidden[-1])
+
+
+def _kept_of_image(kind: str, model: ModelConfig, pixels: int, samples: int, tangents: bool) -> int:
+    """Numbers that the way back through the encoder keeps for an image and its codes: of
+    convolutions that run once an image the planes too, of others the planes of noise.
+    """
+    of_codes = samples * _kept(kind, model, pixels, tangents)
+    if model.network == "mlp":
+        return of_codes
     if kind == "concat":
-        return codes + sum(model.hidden) + codes
+        return of_codes + samples * pixels
+    return of_codes + kept_planes(pixels, model.hidden)
+
+
+def _kept(kind: str, model: ModelConfig, pixels: int, tangents: bool) -> int:
+    """Numbers that the way back through the encoder keeps for every code."""
+    codes = model.codes
+    if kind == "concat":
+        conv = model.network == "conv"
+        return codes + (kept_planes(pixels, model.hidden) if conv else sum(model.hidden) + codes)
     if kind == "layered":
         return 3 * codes  # with mean and log sigma, which the codes above decide
     blocks = {"flow": model.flow_blocks, "residual": 1}.get(kind, 0)
     layers = model.planar_layers if kind == "planar" else 0
-    width = model.noise_hidden or last
+    width = _noise_units(model)
     own = codes + blocks * (2 * width + codes) + layers * (codes + 4)
     return own + codes * blocks * (4 * width + 6 * codes) if tangents else own
 
 
 def _tangents(model: ModelConfig, codes: int) -> int:
     """Numbers of the largest chunk of Jacobians: a layer's tangents, its slope, and the next's."""
-    last = model.noise_hidden or model.hidden[-1]
+    last = _noise_units(model)
     at_once = max(1, JACOBIANS_AT_ONCE // (model.codes * max(last, model.codes)))
     return 3 * min(codes, at_once) * model.codes * last
 

@@ -34,6 +34,24 @@ class BernoulliConv(BernoulliPixels):
         self.planes = (*hidden, 1)
         self.codes, self.side = codes, coarsest(pixels, len(hidden))
         self.parameters = self._parameters()
+        sides = [self.side * STRIDE**layer for layer in range(len(self.planes))]
+        self.sizes = [n * s**2 for n, s in zip(self.planes, sides, strict=True)]
+        """Numbers of the planes of every layer, the pixels last."""
+
+    @property
+    def kept_per_pair(self) -> int:
+        """Numbers that autograd holds for a code and a decoder: planes before and after each leaky
+        ReLU, and the more of two: logits, their loss and gradient, or the gradients in the widest
+        planes after and before their ReLU.
+        """
+        *hidden, pixels = self.sizes
+        return self.codes + 2 * sum(hidden) + max(3 * pixels, 2 * max(hidden))
+
+    @property
+    def products(self) -> int:
+        """Multiply-adds of a forward pass of one code and one decoder."""
+        convolutions = zip(self.sizes, self.planes[1:], strict=False)
+        return self.codes * self.sizes[0] + KERNEL**2 * sum(n * out for n, out in convolutions)
 
     def _parameters(self) -> list[Parameter]:
         """Weights ~ N(0, 2 / fan_in) before a leaky ReLU, N(0, 1 / fan_in) before the pixels.

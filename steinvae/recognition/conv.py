@@ -85,9 +85,8 @@ class ConvPlaneEncoder(StochasticEncoder):
             self.from_noise.weight *= 0.5**0.5
         self.layers = nn.ModuleList(_conv(a, b, generator) for a, b in pairwise(hidden))
         self.head = TanhMlp((features, codes), generator)
-        sides = [self.side // STRIDE**layer for layer in range(1, len(hidden) + 1)]
-        self.kept_per_code = 2 * sum(n * s**2 for n, s in zip(hidden, sides, strict=True)) + codes
-        """Numbers kept for a code until the way back: planes before and after each leaky ReLU."""
+        self.kept_per_code = kept_planes(pixels, hidden) + codes
+        """Numbers kept for a code until the way back."""
 
     def forward(
         self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S X"]
@@ -121,6 +120,12 @@ def make_conv_encoder(
     """As `recognition.make_encoder`; `hidden` are kernels of the convolutions, concat the plane."""
     arguments = (kind, pixels, hidden, codes, generator, depth, noise_hidden or NOISE_UNITS)
     return make_encoder(*arguments, encoders=CONV_ENCODERS)
+
+
+def kept_planes(pixels: int, hidden: Sequence[int]) -> int:
+    """Numbers of the planes of all layers before and after each leaky ReLU."""
+    side = isqrt(pixels)
+    return 2 * sum(n * (side // STRIDE**layer) ** 2 for layer, n in enumerate(hidden, 1))
 
 
 def _conv(planes: int, out: int, generator: torch.Generator) -> nn.Conv2d:

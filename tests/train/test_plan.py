@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from steinvae import train
 from steinvae.config import ModelConfig
@@ -75,6 +77,43 @@ def test_parameters_are_those_of_the_networks(method, encoder, tiny):
     assert plan.decoder_parameters == count["decoder"]
     assert plan.decoders * plan.decoder_parameters == count["decoders"]
     assert plan.encoder_parameters == count["encoder"]
+
+
+@pytest.mark.parametrize("kind", ["flow", "gaussian", "concat"])
+def test_parameters_of_convolutions(kind, tiny):
+    config = tiny(model=ModelConfig(network="conv", codes=3, hidden=(4, 5), encoder=kind))
+    plan, networks = make_plan(config), build_networks(config, 64, "cpu")
+    count = networks.parameter_count()
+    assert plan.decoder_parameters == count["decoder"]
+    assert plan.encoder_parameters == count["encoder"]
+
+
+def test_products_of_convolutions_are_those_that_torch_counts(tiny):
+    config = tiny(model=ModelConfig(network="conv", codes=3, hidden=(4, 5)))
+    networks, plan = build_networks(config, 64, "cpu"), make_plan(config)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        networks.model.logits(networks.theta.leaves(), torch.zeros(1, 1, 3))
+    each = networks.theta.particles * plan.flops / plan.decoder_passes
+    assert counter.get_total_flops() == each / 3
+
+
+def test_chunks_of_convolutions_are_bounded_by_what_they_keep(tiny, digits, monkeypatch, tmp_path):
+    """Two images at a time where the bound says so, planned and done."""
+    config = tiny(model=ModelConfig(network="conv", codes=3, hidden=(4, 5)))
+    trainer = Trainer(config, digits, tmp_path)
+    kept = trainer.networks.model.kept_per_pair
+    each = config.method.code_particles * config.method.theta_particles
+    for module in ("steinvae.pairs", "steinvae.plan"):
+        monkeypatch.setattr(f"{module}.PAIRS_AT_ONCE", 2 * each * kept)
+    rows, original = [], trainer.networks.model.log_likelihood
+
+    def counting(theta: Any, codes: Any, pixels: Any) -> Any:
+        rows.append(len(pixels))
+        return original(theta, codes, pixels)
+
+    monkeypatch.setattr(trainer.networks.model, "log_likelihood", counting)
+    trainer.update(0, monitor=False)
+    assert max(rows) == make_plan(config).images_at_once == 2
 
 
 def test_state_is_what_a_run_holds(tiny, digits, tmp_path):

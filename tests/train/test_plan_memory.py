@@ -17,6 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from steinvae.config import Config, DataConfig, MethodConfig, ModelConfig, TrainerConfig
+from steinvae.density.likelihood import noise_dimension
 from steinvae.gradients import Batch
 from steinvae.networks import build_networks
 from steinvae.objectives import OBJECTIVES
@@ -37,6 +38,10 @@ CASES = {
     "iwae": {"name": "iwae", "code_particles": 50},
     "planar": {"name": "planar_flow", "code_particles": 20},
     "flow elbo": {"name": "flow_elbo", "code_particles": 2},
+    "conv": {"network": "conv", "code_particles": 5},
+    "conv, decoders, all pairs": {"network": "conv", "code_particles": 3, "theta_particles": 2},
+    "conv, vae": {"network": "conv", "name": "vae", "code_particles": 1},
+    "conv, noise as a plane": {"network": "conv", "encoder": "concat", "code_particles": 4},
 }
 
 
@@ -44,9 +49,11 @@ def configure(settings: dict[str, Any]) -> Config:
     """MNIST's networks, 16 images a batch."""
     method = {"theta_particles": 1, **settings}
     encoder, images = method.pop("encoder", "flow"), method.pop("batch_size", 16)
+    network = method.pop("network", "mlp")
+    hidden = (32, 64) if network == "conv" else (200, 200)
     return Config(
         data=DataConfig(name="binarized_mnist"),
-        model=ModelConfig(codes=50, hidden=(200, 200), encoder=encoder),
+        model=ModelConfig(network=network, codes=50, hidden=hidden, encoder=encoder),
         method=MethodConfig(**method),
         trainer=TrainerConfig(batch_size=images, device="cpu"),
     )
@@ -61,7 +68,7 @@ def updates(config: Config) -> Callable[[], None]:
     def update() -> None:
         pixels = (torch.rand(images, PIXELS["mnist"]) < 0.2).float()
         rows = 1 if method.shared_noise else images
-        noise = torch.randn(rows, method.codes_per_image, config.model.codes)
+        noise = torch.randn(rows, method.codes_per_image, noise_dimension(networks.encoder))
         batch = Batch(pixels, noise, torch.randperm(method.code_particles))
         found = OBJECTIVES[method.name](networks, batch, method, 50_000)
         optimizer.apply(0, found.theta, found.eta)
