@@ -55,7 +55,7 @@ class Drawn:
 
     def _draw(self, rows: slice) -> Tensor:
         part = self._batch.images(rows)
-        return self._networks.encoder.draw(part.pixels, part.noise)
+        return self._networks.encoder.draw(part.shown, part.noise)
 
     def pull_back(self, direction: Tensor) -> list[Tensor]:
         """`encoder_gradients` of a direction (B, S, d)."""

@@ -52,6 +52,9 @@ class Batch(NamedTuple):
     ranks: SharesTheta | None = None
     """The processes that have the other rows of the minibatch, if any."""
 
+    visible: Tensor | None = None
+    """(B, X): the pixels that the encoder sees, where it does not see all of them."""
+
     reference: Tensor | None = None
     """(B or 1, R, d) standard normal: noise whose codes are weighed, where masses are moved."""
 
@@ -61,8 +64,14 @@ class Batch(NamedTuple):
             each if each is None or len(each) == 1 else each[rows]
             for each in (self.noise, self.reference)
         )
+        visible = None if self.visible is None else self.visible[rows]
         pixels = some_rows(self.pixels, rows)
-        return self._replace(pixels=pixels, noise=noise, reference=reference)
+        return self._replace(pixels=pixels, noise=noise, reference=reference, visible=visible)
+
+    @property
+    def shown(self) -> Tensor:
+        """(B, X): what the encoder sees."""
+        return self.pixels if self.visible is None else self.visible
 
 
 class Gradients(NamedTuple):

@@ -151,7 +151,7 @@ def move(
     weights = weights or Weights()
     scores = scores._replace(codes=scores.codes / batch.temperature)
     codes = drawn.codes
-    blocks, scale = networks.kernel_blocks(method), networks.encoder.kernel_scale(batch.pixels)
+    blocks, scale = networks.kernel_blocks(method), networks.encoder.kernel_scale(batch.shown)
     if scale is None:
         direction, to_codes = _direct(codes, scores.codes, method, blocks, weights.codes)
     else:  # a direction is a gradient: that in codes / scale, divided by the scale

@@ -185,10 +185,20 @@ class Trainer:
         labels = self.labelled.labels(indices).to(self.device) if self.labelled else None
         heat = temperature(method, step)
         batch = Batch(pixels, noise, order, monitor, labels=labels, temperature=heat)
+        batch = batch._replace(visible=self._dropped(step, pixels))
         if method.mass_rate == 0:
             return batch
         shape = (rows, method.mass_codes, noise.shape[-1])
         return batch._replace(reference=torch.randn(shape, generator=generator).to(self.device))
+
+    def _dropped(self, step: int, pixels: Tensor) -> Tensor | None:
+        """The pixels with some of them set to 0 and the others larger; None where none are."""
+        share = self.config.model.input_dropout
+        if share == 0:
+            return None
+        generator = step_generator(self.config.seed, step, "input dropout")
+        kept = torch.rand(pixels.shape, generator=generator) >= share
+        return pixels * kept.to(pixels.device) / (1 - share)
 
     def _compares(self, step: int) -> bool:
         """Whether update `step` compares its direction with the exact field."""

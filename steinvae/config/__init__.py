@@ -106,9 +106,11 @@ class Config:
         """What is for labels is refused without any, and labels where a method cannot use them."""
         method, labelled = self.method, self.data.labelled
         without = "where no labels are in use: give data.labels_per_class or data.label_fraction"
-        for name in ("zeta", "label_particles"):
+        for name in ("zeta", "label_particles", "guess_above"):
             value = getattr(method, name)
             require(labelled or value is None, f"method.{name}", f"left out {without}", value)
+        dropped = self.model.input_dropout
+        require(labelled or not dropped, "model.input_dropout", f"0 {without}", dropped)
         needs = method.name in ("m2", "supervised")
         require(labelled or not needs, "method.name", f"another {without}", method.name)
         can = not labelled or method.name in LABELLED
@@ -117,9 +119,10 @@ class Config:
         for name in ("mass_rate", "move_codes"):
             value = getattr(method, name)
             require(not labelled or not value, f"method.{name}", blind, value)
-        weighed = not needs or method.zeta is None
         unused = f"left out for method.name {method.name}, which has no such weight"
-        require(weighed, "method.zeta", unused, method.zeta)
+        for name in ("zeta", "guess_above"):
+            value = getattr(method, name)
+            require(not needs or value is None, f"method.{name}", unused, value)
 
     def _check_networks(self) -> None:
         """Convolutions are for images, and have no planar layers."""

@@ -75,6 +75,10 @@ class MethodConfig:
     """Weight of log p(y | z) beside log p(x | z) in the codes of labelled images. By default X/(C
     rho): X pixels, C classes, rho the labelled half of a minibatch."""
 
+    guess_above: float | None = None
+    """Probability from which the most probable class of an unlabelled image counts as its label in
+    the direction of its codes, with the weight zeta; left out, none does, as in the paper."""
+
     bandwidth: Rule | float = "liu_wang"
     """Kernel bandwidth h of the codes, one per image: a rule, or h itself in squared code units."""
 
@@ -154,6 +158,8 @@ class MethodConfig:
         require(alone, "method.code_particles", both, codes)
         heads, zeta = self.label_particles, self.zeta
         require(heads is None or heads >= 1, "method.label_particles", "at least 1", heads)
+        sure = self.guess_above is None or 0 < self.guess_above < 1
+        require(sure, "method.guess_above", "between 0 and 1", self.guess_above)
         positive = zeta is None or 0 < zeta < float("inf")
         require(positive, "method.zeta", "positive", zeta)
         k = self.importance_samples

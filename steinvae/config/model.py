@@ -61,6 +61,11 @@ class ModelConfig:
     output_scale: float = 1.0
     """Factor on the output of the concat encoder: how far codes reach."""
 
+    input_dropout: float = 0.0
+    """Probability that the encoder does not see a pixel in an update; the others are divided by 1
+    less that (Srivastava et al. 2014). All codes of an image miss the same pixels, decoders see
+    all of them, and so does prediction. Where labels are in use."""
+
     planar_layers: int = 10
     """Layers of the encoder of planar_flow."""
 
@@ -78,6 +83,8 @@ class ModelConfig:
         ready = self.network == "mlp" or self.encoder in ("flow", "gaussian", "concat")
         conv = "flow, gaussian or concat for model.network conv"
         require(ready, "model.encoder", conv, self.encoder)
+        dropped = self.input_dropout
+        require(0 <= dropped < 1, "model.input_dropout", "at least 0 and below 1", dropped)
         noise = self.noise_hidden
         require(noise is None or noise >= 1, "model.noise_hidden", "at least 1", noise)
         for name in ("flow_blocks", "planar_layers"):

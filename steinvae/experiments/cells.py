@@ -109,7 +109,10 @@ class Cell:
         labels = {name: own for name in names if (own := getattr(data, name)) is not None}
         if method.is_stein:
             labels["label_decoders"] = method.label_decoders
-        return labels | ({} if method.zeta is None else {"zeta": method.zeta})
+        if self.config.model.input_dropout:
+            labels["input_dropout"] = self.config.model.input_dropout
+        names = ("zeta", "guess_above")
+        return labels | {name: own for name in names if (own := getattr(method, name)) is not None}
 
     def matches(self, record: Record) -> bool:
         """Whether the record is this cell's."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from steinvae.data import Dataset
 from steinvae.experiments.cells import Cell, Record, read, train_cell, with_threads
 from steinvae.experiments.pilot import with_steps
 from steinvae.experiments.slices import add_slices, check_positive, time_slice
-from steinvae.experiments.table3_cells import BUDGETS, NETWORKS, PER_CLASS, cells
+from steinvae.experiments.table3_cells import BUDGETS, METHODS, NETWORKS, PER_CLASS, cells
 from steinvae.experiments.table3_draw import draw, paper_error
 from steinvae.labels.results import ESTIMATOR, label_metrics
 from steinvae.report import append_records, tidy_record
@@ -32,6 +33,7 @@ def add_options(parser: ArgumentParser) -> None:
     add("--budget", choices=tuple(BUDGETS), help="default small")
     add("--networks", help="of FNN,CNN (default: those of the budget)")
     add("--per_class", help="labels a class, of 10,60,100,300 (default: those of the budget)")
+    add("--methods", help=f"of {','.join(METHODS)} (default: all)")
     add("--minutes", type=float, help="of a cell, for cpu (default 40) and gpu (20)")
     add_slices(parser)
 
@@ -46,6 +48,7 @@ def run(
     budget: str = "small",
     networks: str | None = None,
     per_class: str | None = None,
+    methods: str | None = None,
     minutes: float | None = None,
     slice_minutes: float | None = None,
 ) -> str:
@@ -54,8 +57,8 @@ def run(
     Records of a cell are written when it is done; a cell that was stopped continues from its
     checkpoint in `run_dir`/<budget>.
 
-    Errors: ValueError for an unknown budget, network or number of labels, for minutes of small, and
-    for minutes other than those that the cells in `run_dir` were begun with.
+    Errors: ValueError for an unknown budget, network, number of labels or method, for minutes of
+    small, and for minutes other than those that the cells in `run_dir` were begun with.
     """
     if budget not in BUDGETS:
         raise ValueError(f"budget must be one of {tuple(BUDGETS)}, got {budget!r}")
@@ -71,9 +74,11 @@ def run(
         tuple(seeds) if splits is None else range(splits),
         _among("networks", networks, NETWORKS),
         [int(n) for n in _among("per_class", per_class, tuple(map(str, PER_CLASS))) or ()],
+        _among("methods", methods, tuple(METHODS)),
     )
+    task = Task(budget, minutes or chosen.minutes)
     with time_slice(slice_minutes) as stop:
-        _run_cells(wanted, budget, output, run_dir / budget, minutes or chosen.minutes, stop)
+        _run_cells(wanted, task, output, run_dir / budget, stop)
     return table(output, seeds)
 
 
@@ -83,25 +88,34 @@ def table(output: Path, seeds: Sequence[int]) -> str:
     return draw(read(output))
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a command's cells have in common."""
+
+    budget: str
+    minutes: float | None
+    """Of updates in a cell; None where the steps are given."""
+
+    def setting(self, cell: Cell) -> dict[str, Any]:
+        """`Cell.setting` with both; the steps of a timed cell are what came out."""
+        timed = {} if self.minutes is None else {"minutes": self.minutes}
+        return cell.setting() | {"budget": self.budget} | timed
+
+
 def _run_cells(
-    wanted: Sequence[Cell],
-    budget: str,
-    output: Path,
-    folder: Path,
-    minutes: float | None,
-    stop: StopRequest,
+    wanted: Sequence[Cell], task: Task, output: Path, folder: Path, stop: StopRequest
 ) -> None:
     dataset: Dataset | None = None
     for cell in wanted:
         title = f"{cell.row}, split {cell.config.seed}"
-        if done(cell, budget, read(output)):
+        if done(cell, task, read(output)):
             print(f"{title}: already in {output}")
             continue
         dataset = dataset or load_data(cell.config)
-        if minutes is not None:
-            cell = with_steps(cell, dataset, folder, minutes)
+        if task.minutes is not None:
+            cell = with_steps(cell, dataset, folder, task.minutes)
         result = train_cell(cell, dataset, folder, stop)
-        append_records(output, records(cell, budget, result))
+        append_records(output, records(cell, task, result))
         found = result["labels"]
         print(
             f"{title}: error {100 * found['error']:.2f} %, NLL {found['nll']:.3f} "
@@ -110,14 +124,13 @@ def _run_cells(
         )
 
 
-def done(cell: Cell, budget: str, written: Sequence[Record]) -> bool:
-    """Whether the cell has records; the steps of a timed budget are what came out."""
+def done(cell: Cell, task: Task, written: Sequence[Record]) -> bool:
+    """Whether the cell has records; the steps of a timed one are what came out."""
 
     def decides(setting: dict[str, Any]) -> dict[str, Any]:
-        timed = BUDGETS[budget].minutes is not None
-        return {name: own for name, own in setting.items() if name != "steps" or not timed}
+        return {n: own for n, own in setting.items() if n != "steps" or task.minutes is None}
 
-    wanted = decides(cell.setting() | {"budget": budget})
+    wanted = decides(task.setting(cell))
     return any(
         record["method"] == cell.config.method.name
         and record["seed"] == cell.config.seed
@@ -126,7 +139,7 @@ def done(cell: Cell, budget: str, written: Sequence[Record]) -> bool:
     )
 
 
-def records(cell: Cell, budget: str, result: Record) -> list[Record]:
+def records(cell: Cell, task: Task, result: Record) -> list[Record]:
     """One line a number of a finished cell; errors are fractions."""
     found = result["labels"]
     numbers: dict[str, tuple[float, float | None]] = {
@@ -139,7 +152,7 @@ def records(cell: Cell, budget: str, result: Record) -> list[Record]:
         tidy_record(
             experiment=NAME,
             method=cell.config.method.name,
-            setting=cell.setting() | {"budget": budget},
+            setting=task.setting(cell),
             seed=cell.config.seed,
             metric=metric,
             value=value,

@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 from steinvae.experiments.cells import Record
 from steinvae.experiments.paired_test import MOST, sign_flip_p
-from steinvae.experiments.table3_cells import NETWORKS, PER_CLASS, ROWS
+from steinvae.experiments.table3_cells import METHODS, NETWORKS, PER_CLASS, ROWS
 from steinvae.report import markdown_table
 
 PAPER: dict[tuple[str, str], tuple[str, ...]] = {
@@ -38,13 +38,18 @@ AGAINST = (
     ("Stein VIWAE", "Stein VAE"),
     ("Stein VAE", "M1+M2"),
     ("Stein VAE", "supervised"),
+    ("Stein VAE + guesses", "VAE + guesses"),
+    ("Stein VAE + guesses", "Stein VAE"),
 )
 SIGNIFICANT = 0.05
 
 Group = Mapping[tuple[str, str, int], Mapping[int, Mapping[str, float]]]
 """(network, row, labels a class) -> split -> metric -> value."""
 
-_ROW_OF = {changes["name"]: row for row, changes in ROWS.items()}
+
+def _row(record: Record) -> str:
+    guesses = "_guesses" if "guess_above" in record["setting"] else ""
+    return METHODS[record["method"] + guesses]
 
 
 def paper_error(cell_name: str) -> float | None:
@@ -74,7 +79,7 @@ def group(records: Sequence[Record]) -> dict[tuple[str, str, int], dict[int, dic
     for record in records:
         setting = record["setting"]
         network = "CNN" if setting.get("network") == "conv" else "FNN"
-        key = (network, _ROW_OF[record["method"]], setting["labels_per_class"])
+        key = (network, _row(record), setting["labels_per_class"])
         found.setdefault(key, {}).setdefault(record["seed"], {})[record["metric"]] = record["value"]
     return found
 
@@ -89,16 +94,22 @@ def compare(found: Group, network: str, count: int, row: str, other: str) -> dic
 
 
 def _budgets(records: Sequence[Record]) -> dict[str, list[Record]]:
-    parts: dict[str, list[Record]] = {title: [] for title in _TITLES.values()}
+    parts: dict[tuple[int, float], list[Record]] = {}
     for record in records:
-        parts[_TITLES[record["setting"]["budget"]]].append(record)
-    return {title: part for title, part in parts.items() if part}
+        setting = record["setting"]
+        key = (tuple(_TITLES).index(setting["budget"]), setting.get("minutes", 0.0))
+        parts.setdefault(key, []).append(record)
+    named = tuple(_TITLES.values())
+    return {
+        named[budget].format(f"{minutes:g}"): parts[budget, minutes]
+        for budget, minutes in sorted(parts)
+    }
 
 
 _TITLES = {
     "small": "Budget small: 1,500 steps",
-    "cpu": "Budget cpu: equal time of one core",
-    "gpu": "Budget gpu: equal time of a device",
+    "cpu": "Budget cpu: {} minutes of one core for the updates of a cell",
+    "gpu": "Budget gpu: {} minutes of a device for the updates of a cell",
 }
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from steinvae.config import MethodConfig
 from steinvae.gradients import Batch, Gradients, code_spread
+from steinvae.labels.guesses import guess
 from steinvae.labels.softmax import LabelScores
 from steinvae.labels.stein import known, label_direction, label_stats, softmax_labels
 from steinvae.labels.task import LabelTask, image_scores
@@ -23,21 +24,27 @@ def vae(
     """The paper's VAE: a Gaussian encoder by the ELBO, and zeta log p(y | z) of labelled codes.
 
     eta descends the mean over the minibatch of -ELBO(x), rate exact, less zeta E_q log p(y | z)
-    where the label is known. theta and theta~ are one particle each, by the scores of Stein VAE:
-    maximum a posteriori.
+    where the label is known (or guessed, with `guess_above`). theta and theta~ are one particle
+    each, by the scores of Stein VAE: maximum a posteriori.
     """
     heads, labels = softmax_labels(networks), known(batch)
-    found: list[LabelScores] = []
+    count, found, stats = len(labels), list[LabelScores](), dict[str, Tensor]()
 
     def pull(codes: Tensor) -> Tensor:
-        found.append(heads.scores(codes, labels))
-        return task.zeta * found[0].codes
+        found.append(heads.scores(codes[-count:], labels))
+        added = torch.zeros_like(codes)
+        added[-count:] = task.zeta * found[0].codes
+        if method.guess_above is not None:
+            guesses = guess(heads, codes[:-count], method.guess_above)
+            added[:-count] = task.zeta * guesses.codes
+            stats["guessed"] = guesses.taken.float().mean()
+        return added
 
     gradients, drawn = elbo(networks, batch, data_size, task, pull)
     (seen,) = found
     return gradients._replace(
         labels=[-label_direction(heads, drawn, seen, task, method)],
-        stats=gradients.stats | label_stats(seen, labels),
+        stats=gradients.stats | label_stats(seen, labels) | stats,
     )
 
 
@@ -50,17 +57,17 @@ def elbo(
 ) -> tuple[Gradients, Tensor]:
     """Gradients of -ELBO of both halves, and the codes (B, S, d).
 
-    `pull` takes the codes of labelled images (L, S, d) to what is added to their gradient.
+    `pull` takes the codes to what labels add to their gradient, (B, S, d) both.
     """
     encoder, count = gaussian(networks), len(known(batch))
-    mean, log_sigma = encoder.moments(encoder.features(batch.pixels))
+    mean, log_sigma = encoder.moments(encoder.features(batch.shown))
     codes = mean[:, None] + log_sigma.exp()[:, None] * batch.noise
     rate = 0.5 * (mean.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(-1).mean()
     drawn = codes.detach()
     scores = image_scores(networks, drawn, batch.pixels, task, count, Pairing())
     uphill = scores.codes + drawn  # the prior is in the rate
     if pull is not None:
-        uphill[-count:] += pull(drawn[-count:])
+        uphill += pull(drawn)
     descended = rate - (codes * uphill).sum() / codes.shape[:2].numel()
     distortion = -scores.log_likelihood.mean()
     stats = {
@@ -88,7 +95,7 @@ def supervised(
     heads, labels = softmax_labels(networks), known(batch)
     count = len(labels)
     noise = batch.noise if len(batch.noise) == 1 else batch.noise[-count:]
-    codes = networks.encoder.draw(batch.pixels[-count:], noise)
+    codes = networks.encoder.draw(batch.shown[-count:], noise)
     drawn = codes.detach()
     seen = heads.scores(drawn, labels)
     descended = -(codes * seen.codes).sum() / codes.shape[:2].numel()

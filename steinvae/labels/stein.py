@@ -8,6 +8,7 @@ from torch import Tensor
 from steinvae.chunks import Drawn
 from steinvae.config import MethodConfig
 from steinvae.gradients import Batch, Gradients
+from steinvae.labels.guesses import guess
 from steinvae.labels.softmax import LabelScores, SoftmaxLabels
 from steinvae.labels.task import LabelTask, image_scores
 from steinvae.networks import Networks
@@ -27,7 +28,7 @@ def stein(
     (section 4 prints the gradient of a product), others the first two terms. theta~ has a kernel of
     its own and the score of eq. 31, prior once, no zeta. In Stein VIWAE a labelled code's weight is
     omega = p(x, z) p(y | z)^zeta / q(z | x), p(y | z) the mean over label decoders, and acts on
-    theta~ as on theta.
+    theta~ as on theta. With `guess_above` unlabelled codes follow their `guesses`, too.
     """
     heads, labels = softmax_labels(networks), known(batch)
     drawn = Drawn(networks, batch)
@@ -40,7 +41,7 @@ def stein(
         log_ratio = log_prior_over_q(
             networks.encoder,
             codes,
-            batch.pixels,
+            batch.shown,
             batch.noise,
             estimator=method.log_q,
             bandwidth=method.bandwidth,
@@ -55,6 +56,11 @@ def stein(
     of_theta = log_ratio if kind in ("theta", "both") else None
     scores = image_scores(networks, codes, batch.pixels, task, count, pairing, of_theta)
     scores.codes[-count:] += task.zeta * seen.codes
+    stats = label_stats(seen, labels)
+    if method.guess_above is not None:
+        guesses = guess(heads, codes[:-count], method.guess_above)
+        scores.codes[:-count] += task.zeta * guesses.codes
+        stats["guessed"] = guesses.taken.float().mean()
     weights = None
     if log_ratio is not None:
         weights = weigh(scores, log_ratio, pairing, method, networks.theta.particles)
@@ -62,7 +68,7 @@ def stein(
     to_theta = label_direction(
         heads, codes, seen, task, method, code_weights(scores, pairing, count)
     )
-    return gradients._replace(labels=[-to_theta], stats=gradients.stats | label_stats(seen, labels))
+    return gradients._replace(labels=[-to_theta], stats=gradients.stats | stats)
 
 
 def label_direction(

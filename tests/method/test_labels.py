@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from steinvae.config import Config, DataConfig, MethodConfig, ModelConfig
 from steinvae.gradients import Batch
 from steinvae.labels.baselines import gaussian
+from steinvae.labels.guesses import guess
 from steinvae.labels.m2_network import M2
 from steinvae.labels.objectives import labelled_objective
 from steinvae.labels.softmax import SoftmaxLabels
@@ -297,3 +298,46 @@ def test_unlabelled_update_has_no_trace_of_labels(batch):
     assert torch.equal(first.theta, second.theta)
     assert all(torch.equal(a, b) for a, b in zip(first.eta, second.eta, strict=True))
     assert not first.labels
+
+
+def test_guesses_are_the_labels_that_all_particles_and_codes_agree_on(heads):
+    """Where p averaged over both is above the bound, as for a known label; elsewhere nothing."""
+    codes = torch.randn(5, SAMPLES, CODES, dtype=torch.float64)
+    every = torch.arange(CLASSES)
+    each = torch.stack(
+        [log_p_by_hand(heads, heads.theta.flat, codes, y.expand(5)).exp() for y in every]
+    )
+    confidence, classes = each.mean((1, 3)).max(0)
+    bound = confidence.sort().values[2:4].mean().item()
+    found = guess(heads, codes, bound)
+    assert found.taken.tolist() == (confidence > bound).tolist()
+    assert found.taken.sum() == 2
+    expected = heads.scores(codes, classes).codes
+    torch.testing.assert_close(found.codes[found.taken], expected[found.taken])
+    assert not found.codes[~found.taken].any()
+
+
+@pytest.mark.parametrize("name", ["stein_vae", "stein_viwae", "vae"])
+def test_a_guessed_class_pulls_codes_and_no_label_decoder(name, batch):
+    """Sure of nothing, the update is that without guesses, to the bit. Sure of everything, the
+    encoder's gradient differs by zeta times the pull of unlabelled codes through it, divided by
+    their number for the VAE, and that of the label decoders does not differ.
+    """
+    made = networks(name)
+    plain = update(name, made, batch, importance_samples=3)
+    for above in (0.999999, 1e-6):
+        found = update(name, made, batch, importance_samples=3, guess_above=above)
+        taken = found.stats["guessed"].item()
+        assert taken == (0.0 if above > 0.5 else 1.0)
+        assert torch.equal(found.labels[0], plain.labels[0])
+        assert torch.equal(found.theta, plain.theta)
+        same = [torch.equal(a, b) for a, b in zip(found.eta, plain.eta, strict=True)]
+        assert all(same) == (taken == 0.0)
+    if name == "vae":
+        codes = made.encoder(batch.pixels, batch.noise)
+        heads = made.labels
+        assert isinstance(heads, SoftmaxLabels)
+        pull = TASK.zeta * guess(heads, codes[:4].detach(), 1e-6).codes
+        expected = torch.autograd.grad(-(codes[:4] * pull).sum() / (7 * SAMPLES), made.eta())
+        for a, b, c in zip(found.eta, plain.eta, expected, strict=True):
+            torch.testing.assert_close(a - b, c)

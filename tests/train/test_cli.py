@@ -87,6 +87,8 @@ SURFACE = {
     "model.network",
     "model.activation",
     "model.noise_hidden",
+    "model.input_dropout",
+    "method.guess_above",
 }
 """Scripts depend on these names: adding one is a choice, renaming or losing one breaks users."""
 
@@ -148,6 +150,8 @@ def test_printed_configuration_can_be_read_back(tmp_path, capsys):
         (["--config", "no-such-file.yaml"], "no-such-file.yaml"),
         (["--resume", "yes"], "resume"),
         (["--method.zeta", "3"], "method.zeta"),
+        (["--method.guess_above", "0.8"], "method.guess_above"),
+        (["--model.input_dropout", "0.2"], "model.input_dropout"),
         (["--method.label_particles", "3"], "method.label_particles"),
         (["--method.name", "m2"], "data.labels_per_class"),
         (["--data.split_seed", "1"], "data.split_seed"),

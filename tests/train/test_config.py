@@ -38,6 +38,7 @@ WRONG = [
     ("model", {"hidden": (64, 0)}, "model.hidden"),
     ("model", {"flow_blocks": 0}, "model.flow_blocks"),
     ("model", {"planar_layers": 0}, "model.planar_layers"),
+    ("model", {"input_dropout": 1.0}, "model.input_dropout"),
     ("model", {"decoder": "deep_poisson"}, "model.layers"),
     ("model", {"layers": (3, 2), "codes": 5}, "model.layers"),
     ("model", {"decoder": "deep_poisson", "layers": (3, 0), "codes": 3}, "model.layers"),

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from steinvae import train
 from steinvae.config import ModelConfig
 from steinvae.models.closed_form import ClosedForm
+from steinvae.models.conv import BernoulliConv
 from steinvae.models.mlp import BernoulliMlp
 from steinvae.networks import build_networks
 from steinvae.plan import PIXELS, WORDS_OF_A_DOCUMENT, make_plan
@@ -91,8 +92,10 @@ def test_parameters_of_convolutions(kind, tiny):
 def test_products_of_convolutions_are_those_that_torch_counts(tiny):
     config = tiny(model=ModelConfig(network="conv", codes=3, hidden=(4, 5)))
     networks, plan = build_networks(config, 64, "cpu"), make_plan(config)
+    model = networks.model
+    assert isinstance(model, BernoulliConv)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        networks.model.logits(networks.theta.leaves(), torch.zeros(1, 1, 3))
+        model.logits(networks.theta.leaves(), torch.zeros(1, 1, 3))
     each = networks.theta.particles * plan.flops / plan.decoder_passes
     assert counter.get_total_flops() == each / 3
 
@@ -101,17 +104,19 @@ def test_chunks_of_convolutions_are_bounded_by_what_they_keep(tiny, digits, monk
     """Two images at a time where the bound says so, planned and done."""
     config = tiny(model=ModelConfig(network="conv", codes=3, hidden=(4, 5)))
     trainer = Trainer(config, digits, tmp_path)
-    kept = trainer.networks.model.kept_per_pair
+    model = trainer.networks.model
+    assert isinstance(model, BernoulliConv)
+    kept = model.kept_per_pair
     each = config.method.code_particles * config.method.theta_particles
     for module in ("steinvae.pairs", "steinvae.plan"):
         monkeypatch.setattr(f"{module}.PAIRS_AT_ONCE", 2 * each * kept)
-    rows, original = [], trainer.networks.model.log_likelihood
+    rows, original = [], model.log_likelihood
 
     def counting(theta: Any, codes: Any, pixels: Any) -> Any:
         rows.append(len(pixels))
         return original(theta, codes, pixels)
 
-    monkeypatch.setattr(trainer.networks.model, "log_likelihood", counting)
+    monkeypatch.setattr(model, "log_likelihood", counting)
     trainer.update(0, monitor=False)
     assert max(rows) == make_plan(config).images_at_once == 2
 

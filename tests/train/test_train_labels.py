@@ -64,7 +64,12 @@ def test_every_method_learns_classes(method, tiny, digits, tmp_path):
 @pytest.mark.parametrize("method", ["stein", "viwae", "m2", "regression"])
 def test_resumed_run_repeats_the_whole_one(method, tiny, digits, tmp_path):
     settings = METHODS | {"regression": {"regression_steps": 2}}
-    config = tiny(data=LABELS, method=settings[method], trainer={"max_steps": 12})
+    config = tiny(
+        data=LABELS,
+        model={"input_dropout": 0.3},
+        method=settings[method],
+        trainer={"max_steps": 12},
+    )
     whole = fit(Trainer(config, digits, tmp_path / "whole"))
     short = replace(config, trainer=replace(config.trainer, max_steps=5))
     fit(Trainer(short, digits, tmp_path / "parts"))
@@ -144,6 +149,55 @@ def test_without_labels_nothing_of_them_is_left(tiny, tmp_path):
     saved = checkpoint.latest(run_dir)
     assert saved is not None
     assert not any(name.startswith("labels") for name in checkpoint.load(saved).tensors)
+
+
+def test_dropout_hides_pixels_from_the_encoder_alone(tiny, digits, tmp_path):
+    """Of what it sees a pixel is 0 or divided by 1 - p, and its mean is the pixel's: within four
+    standard errors, sqrt(p / (1 - p) mean x^2 / n).
+    """
+    config = tiny(data=LABELS, model={"input_dropout": 0.4}, trainer={"batch_size": 400})
+    trainer = Trainer(config, digits, tmp_path)
+    batch, other = trainer.batch(0), trainer.batch(1)
+    assert batch.visible is not None
+    assert other.visible is not None
+    whole = Trainer(
+        replace(config, model=replace(config.model, input_dropout=0.0)), digits, tmp_path
+    )
+    assert torch.equal(batch.pixels, whole.batch(0).pixels)
+    assert torch.equal(batch.noise, whole.batch(0).noise)
+    assert whole.batch(0).visible is None
+    again = trainer.batch(0).visible
+    assert again is not None
+    assert torch.equal(batch.visible, again)
+    hidden, others = batch.visible == 0, other.visible == 0
+    torch.testing.assert_close(batch.visible[~hidden], batch.pixels[~hidden] / 0.6)
+    assert not torch.equal(hidden[batch.pixels > 0], others[batch.pixels > 0])
+    gap = (batch.visible - batch.pixels).mean()
+    assert abs(gap) < 4 * (0.4 / 0.6 * batch.pixels.square().mean() / batch.pixels.numel()) ** 0.5
+
+
+@pytest.mark.parametrize("method", ["stein", "viwae", "vae", "m2"])
+def test_codes_are_of_what_is_shown_and_decoders_of_the_whole(method, tiny, digits, tmp_path):
+    """The distortion is that of whole images by codes of other ones; without a prior, of labels."""
+    trainer = Trainer(tiny(data=LABELS, method=METHODS[method]), digits, tmp_path)
+    networks, batch = trainer.networks, trainer.batch(0)
+    batch = batch._replace(visible=batch.pixels.flip(1))
+    with torch.no_grad():
+        codes = networks.encoder(batch.pixels.flip(1), batch.noise)
+        expected = -networks.model.log_likelihood(
+            networks.theta.leaves(), codes[None], batch.pixels
+        ).mean()
+    labelled = trainer.labelled
+    assert labelled is not None
+    found = labelled.objective(networks, batch, trainer.config.method, len(digits.train))
+    torch.testing.assert_close(found.stats["distortion"], expected)
+    plain = labelled.objective(
+        networks, batch._replace(visible=batch.pixels), trainer.config.method, len(digits.train)
+    )
+    same = labelled.objective(
+        networks, batch._replace(visible=None), trainer.config.method, len(digits.train)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(plain.eta, same.eta, strict=True))
 
 
 def test_split_seed_alone_decides_the_images(tiny, digits, tmp_path):
