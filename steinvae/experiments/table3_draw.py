@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 from steinvae.experiments.cells import Record
 from steinvae.experiments.paired_test import MOST, sign_flip_p
-from steinvae.experiments.table3_cells import METHODS, NETWORKS, PER_CLASS, ROWS
+from steinvae.experiments.table3_cells import GUESS_ABOVE, METHODS, NETWORKS, PER_CLASS, ROWS
 from steinvae.report import markdown_table
 
 PAPER: dict[tuple[str, str], tuple[str, ...]] = {
@@ -137,25 +137,33 @@ def _spread(splits: Mapping[int, Mapping[str, float]], metric: str) -> str:
     values = [100 * numbers[metric] for numbers in splits.values() if metric in numbers]
     if not values:
         return "-"
-    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    spread = f" ± {stdev(values):.2f} ({len(values)})" if len(values) > 1 else " (1)"
     return f"{mean(values):.2f}{spread}"
 
 
 def _caption(found: Group) -> str:
-    splits = sorted({split for by_split in found.values() for split in by_split})
     seconds = [
         numbers["cpu_seconds"] for by_split in found.values() for numbers in by_split.values()
     ]
-    over = "one choice" if len(splits) == 1 else f"{len(splits)} choices"
     nearest = any(row == "M1+M2" for _, row, _ in found)
     floor = (
         " Nearest neighbour: class of the nearest labelled image in the code space of M1, which "
         "has seen no label."
     )
     return (
-        f"Error on the 10,000 test images, mean ± standard deviation over {over} of labelled "
-        f"images; {min(seconds):.0f} to {max(seconds):.0f} processor seconds a cell."
-    ) + (floor if nearest else "")
+        (
+            "Error on the 10,000 test images, mean ± standard deviation over choices of labelled images "
+            f"(how many); {min(seconds):.0f} to {max(seconds):.0f} processor seconds a cell."
+        )
+        + (floor if nearest else "")
+        + (_GUESSES if any("guesses" in key[1] for key in found) else "")
+    )
+
+
+_GUESSES = (
+    " Guesses, beyond the paper: unlabelled images count as labelled where the averaged "
+    f"probability of a class is above {GUESS_ABOVE}."
+)
 
 
 def _tests(found: Group) -> str:

@@ -83,12 +83,22 @@ def test_table_shows_mean_and_spread_beside_the_paper():
     lines = record("stein_vae", 0, 0.04) + record("stein_vae", 1, 0.06) + record("m2", 0, 0.1)
     text = draw(lines)
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
-    assert "5.00 ± 1.41" in rows["Stein VAE"]
+    assert "5.00 ± 1.41 (2)" in rows["Stein VAE"]
+    assert "10.00 (1)" in rows["M1+M2"]
     assert "2.78 ± 0.24" in rows["Stein VAE, paper"]
     assert "40.00" in rows["nearest neighbour, codes of M1"]
     assert "1.06 ± 0.37" in rows["ladder network, FNN"]
     assert group(lines)["FNN", "Stein VAE", 10][1]["label_error"] == 0.06
     assert draw([]) == "Not measured yet."
+
+
+def test_guesses_are_rows_of_their_own():
+    lines = record("stein_vae", 0, 0.2) + record("stein_vae", 0, 0.1, guess_above=0.8)
+    text = draw(lines)
+    assert "| Stein VAE + guesses | 10.00 (1)" in " ".join(text.split())
+    assert "-10.00 | 1.000 | nothing shown" in " ".join(text.split())
+    assert "Guesses, beyond the paper" in text
+    assert "Guesses" not in draw(record("stein_vae", 0, 0.2))
 
 
 def test_networks_and_budgets_are_apart():
