@@ -150,14 +150,12 @@ def _caption(found: Group) -> str:
         " Nearest neighbour: class of the nearest labelled image in the code space of M1, which "
         "has seen no label."
     )
-    return (
-        (
-            "Error on the 10,000 test images, mean ± standard deviation over choices of labelled images "
-            f"(how many); {min(seconds):.0f} to {max(seconds):.0f} processor seconds a cell."
-        )
-        + (floor if nearest else "")
-        + (_GUESSES if any("guesses" in key[1] for key in found) else "")
+    caption = (
+        "Error on the 10,000 test images, mean ± standard deviation over choices of labelled "
+        f"images (how many); {min(seconds):.0f} to {max(seconds):.0f} processor seconds a cell."
     )
+    guesses = any("guesses" in row for _, row, _ in found)
+    return caption + (floor if nearest else "") + (_GUESSES if guesses else "")
 
 
 _GUESSES = (
