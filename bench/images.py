@@ -30,6 +30,7 @@ from PIL import Image
 from bench import records
 from bench.environment import ROOT, commit, device_name, machine_slug, versions
 from bench.report import fill
+from steinvae.data import BatchSampler
 from steinvae.data.images import ImageLoader, decode, load_image_folder, load_packed
 from steinvae.data.images.faults import Faults
 from steinvae.data.images.listing import read_bytes, walk
@@ -79,7 +80,7 @@ def measure(root: Path, short: int, rounds: int) -> list[records.Record]:
             "pillow_decoding": lambda: loop(files, bare_decoding),
             "pillow": lambda: loop(files, bare),
             "files": Turns(ImageLoader(train, BATCH, 0, workers=WORKERS), steps),
-            "threads": lambda: threads(Steps(train, BATCH, 0), steps),
+            "threads": lambda: threads(Steps(train, BatchSampler(len(train), BATCH, 0), 0), steps),
             "packed": Turns(ImageLoader(packed, BATCH, 0, workers=WORKERS), steps),
         }
         begun = time.perf_counter()

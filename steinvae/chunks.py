@@ -30,6 +30,13 @@ def numbers_of_a_code(encoder: StochasticEncoder, *, jacobian: bool = False) -> 
     return outputs * (1 + encoder.codes) if jacobian else outputs
 
 
+def image_chunks(encoder: StochasticEncoder, images: int, numbers: int) -> list[slice]:
+    """`chunks` of images, or one of all where an encoder has statistics of the whole minibatch
+    (batch normalisation: those of a part are others)."""
+    whole = getattr(encoder, "whole_minibatch", False)
+    return [slice(0, images)] if whole else chunks(images, numbers)
+
+
 def chunks(count: int, numbers: int) -> list[slice]:
     """Slices of `count` images (or codes) that keep `numbers` each: CODES_AT_ONCE together."""
     size = max(1, CODES_AT_ONCE // max(1, numbers))
@@ -46,7 +53,7 @@ class Drawn:
     def __init__(self, networks: Networks, batch: Batch) -> None:
         self._networks, self._batch = networks, batch
         one_image = batch.noise.shape[1] * numbers_of_a_code(networks.encoder)
-        self._chunks = chunks(len(batch.pixels), one_image)
+        self._chunks = image_chunks(networks.encoder, len(batch.pixels), one_image)
         with torch.set_grad_enabled(len(self._chunks) == 1):
             parts = [self._draw(rows) for rows in self._chunks]
         self._graph = parts[0]
@@ -82,7 +89,8 @@ def in_chunks(objective: Objective) -> Objective:
         # a determinant that is a product needs no tangents
         jacobian = method.name == "flow_elbo" and not networks.encoder.orientation_known
         one_code = numbers_of_a_code(networks.encoder, jacobian=jacobian)
-        slices = chunks(len(batch.pixels), batch.noise.shape[1] * one_code)
+        one_image = batch.noise.shape[1] * one_code
+        slices = image_chunks(networks.encoder, len(batch.pixels), one_image)
         if len(slices) == 1:
             return objective(networks, batch, method, data_size)
         parts, shares = [], []

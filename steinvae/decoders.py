@@ -12,7 +12,12 @@ import torch
 
 from steinvae.config import Decoder, ModelConfig
 from steinvae.count_recognition import make_count_encoder
-from steinvae.image_networks import make_image_encoder, make_image_model
+from steinvae.image_networks import (
+    make_colour_encoder,
+    make_colour_model,
+    make_image_encoder,
+    make_image_model,
+)
 from steinvae.layered_recognition import LayeredCountEncoder
 from steinvae.models import GenerativeModel
 from steinvae.models.deep_poisson import DeepPoisson
@@ -51,6 +56,7 @@ def _of_layers(
 
 FAMILIES: dict[Decoder, Family] = {
     "bernoulli": Family(make_image_model, make_image_encoder),
+    "gaussian": Family(make_colour_model, make_colour_encoder),
     "softmax": Family(lambda shape, words: SoftmaxCounts(shape.codes, words), _of_counts),
     "deep_poisson": Family(
         lambda shape, words: DeepPoisson(shape.layers, words, shape.gamma_shapes), _of_layers

@@ -21,6 +21,7 @@ from steinvae.data import Dataset
 from steinvae.density import Annealing, Finding, Suite, evenly_spaced, measure_all
 from steinvae.density.findings import mean_and_error
 from steinvae.labels.results import ESTIMATOR, label_metrics, label_quality, label_table
+from steinvae.labels.task import count_classes
 from steinvae.networks import Networks
 from steinvae.report import append_records, commit, markdown_table, tidy_record, versions
 from steinvae.run import load_data, load_model, measure, nll
@@ -228,7 +229,8 @@ def write_all(
 
 def _load(run_dir: Path, config: Config) -> tuple[Dataset, Networks]:
     dataset = load_data(config)
-    return dataset, load_model(run_dir, config, dataset.train.features)
+    classes = count_classes(config, dataset) if config.data.labelled else None
+    return dataset, load_model(run_dir, config, dataset.train.features, classes)
 
 
 def _assumptions(finding: Finding) -> str:

@@ -8,8 +8,10 @@ from steinvae.config import ModelConfig
 from steinvae.models import GenerativeModel
 from steinvae.models.conv import BernoulliConv
 from steinvae.models.mlp import ACTIVATIONS, BernoulliMlp, TanhMlp
+from steinvae.models.residual import GaussianResidual
 from steinvae.recognition import ConcatEncoder, GaussianEncoder, StochasticEncoder, make_encoder
 from steinvae.recognition.conv import make_conv_encoder
+from steinvae.recognition.planes import PLANES_ENCODERS
 
 
 def make_image_model(shape: ModelConfig, pixels: int) -> GenerativeModel:
@@ -35,3 +37,21 @@ def make_image_encoder(
     if isinstance(encoder, GaussianEncoder) and isinstance(encoder.trunk, TanhMlp):
         encoder.activation = encoder.trunk.activation = ACTIVATIONS[shape.activation]
     return encoder
+
+
+STACK = 3
+"""Default of model.stack, as printed."""
+
+
+def make_colour_model(shape: ModelConfig, pixels: int) -> GenerativeModel:
+    """p(x | z, theta) of colour images; the decoder mirrors the encoder's stages."""
+    stack = STACK if shape.stack is None else shape.stack
+    return GaussianResidual(shape.codes, shape.hidden, pixels, stack)
+
+
+def make_colour_encoder(
+    kind: str, shape: ModelConfig, pixels: int, generator: torch.Generator
+) -> StochasticEncoder:
+    """The encoder called `kind` of colour images."""
+    stack = STACK if shape.stack is None else shape.stack
+    return PLANES_ENCODERS[kind](pixels, shape.hidden, shape.codes, generator, stack)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from steinvae.blocks import cut_blocks
-from steinvae.config import Config, MethodConfig
+from steinvae.config import Config, MethodConfig, TrainerConfig
 from steinvae.data import CountDataset, Dataset, step_generator
 from steinvae.decoders import FAMILIES
 from steinvae.labels.heads import make_labels
 from steinvae.labels.softmax import LabelModel
-from steinvae.models import GenerativeModel
+from steinvae.models import Computes, GenerativeModel, HasStatistics
 from steinvae.models.deep_poisson import DeepPoisson
 from steinvae.particles import ParticleEnsemble
 from steinvae.recognition import FlowEncoder, StochasticEncoder
@@ -41,7 +43,19 @@ class Networks:
     def kernel_blocks(self, method: MethodConfig) -> tuple[int, ...]:
         """Dimensions of each block of codes that has a Stein kernel of its own; one by default."""
         own: tuple[int, ...] = getattr(self.model, "code_blocks", (self.encoder.codes,))
+        if method.kernel_block:
+            own = getattr(self.model, "finest_blocks", own)
         return cut_blocks(own, method.kernel_block)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """An encoder with batch normalisation uses the minibatch's statistics within, else its
+        running averages."""
+        self.encoder.train()
+        try:
+            yield
+        finally:
+            self.encoder.eval()
 
     def parameter_count(self) -> dict[str, int]:
         """Numbers in one decoder, in all decoders, and in the encoder."""
@@ -54,10 +68,13 @@ class Networks:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that training changes, by name; the tensors themselves, not copies."""
-        encoder = {f"encoder.{name}": item.data for name, item in self.encoder.named_parameters()}
+        encoder = {f"encoder.{name}": item for name, item in self.encoder.state_dict().items()}
         own = self.labels.tensors() if self.labels else {}
         labels = {f"labels.{name}": item for name, item in own.items()}
-        return {"theta": self.theta.flat, **encoder, **labels}
+        found = {"theta": self.theta.flat, **encoder, **labels}
+        if isinstance(self.model, HasStatistics):
+            found["statistics"] = self.model.statistics
+        return found
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Copy tensors, named and shaped as `tensors()` has them, in place."""
@@ -83,11 +100,18 @@ def start_at_data(networks: Networks, config: Config, dataset: Dataset) -> None:
     model.start_at(theta.views(theta.flat), documents, train.totals)
 
 
-def build_networks(config: Config, pixels: int, device: torch.device | str) -> Networks:
-    """Fresh networks; the same seed gives every method the same trunk, heads and first decoder."""
+def build_networks(
+    config: Config, pixels: int, device: torch.device | str, classes: int | None = None
+) -> Networks:
+    """Fresh networks; the same seed gives every method the same trunk, heads and first decoder.
+
+    `classes` are those of the labels; by default what the data set is known to have.
+    """
     shape, method = config.model, config.method
     family = FAMILIES[config.decoder]
     model = family.model(shape, pixels)
+    if isinstance(model, HasStatistics):
+        model.track(method.decoders, device)
     decoders = step_generator(config.seed, 0, "theta")
     theta = ParticleEnsemble(model.parameters, method.decoders, decoders, device)
     draws = step_generator(config.seed, 0, "encoder")
@@ -95,5 +119,13 @@ def build_networks(config: Config, pixels: int, device: torch.device | str) -> N
     if isinstance(encoder, FlowEncoder):
         for block in encoder.blocks:
             block.constant_gain = method.name != "flow_elbo"
-    labels = make_labels(config, device) if config.data.labelled else None
-    return Networks(model, theta, encoder.to(device), labels)
+    labels = make_labels(config, device, classes) if config.data.labelled else None
+    return compute_as(config.trainer, Networks(model, theta, encoder.to(device).eval(), labels))
+
+
+def compute_as(settings: TrainerConfig, networks: Networks) -> Networks:
+    """The networks, told how to compute what `trainer` has a say in."""
+    for part in (networks.model, networks.encoder):
+        if isinstance(part, Computes):
+            part.compute(recompute=settings.recompute, bfloat16=settings.precision == "bfloat16")
+    return networks

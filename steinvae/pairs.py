@@ -151,10 +151,13 @@ def pair_gradients(
     the backward pass.
 
     A model's own `pair_gradients` are taken where it has them, else autograd. The minibatch goes
-    in chunks of images, so that no more than PAIRS_AT_ONCE numbers are held, or one image's.
+    in chunks of images, so that no more than PAIRS_AT_ONCE numbers are held, or one image's; that
+    of a model with statistics of the `whole_minibatch` does not.
     """
     one = codes.shape[1] * pairing.decoders_per_code(theta.particles)
     chunk = max(1, PAIRS_AT_ONCE // (one * numbers_of_a_pair(model, codes, pixels)))
+    if getattr(model, "whole_minibatch", False):
+        chunk = len(pixels)
     gradients = _in_closed_form if _has_closed_form(model) else _by_autograd
     into, parts = torch.empty_like(theta.flat) if decoders else theta.flat.new_empty(0), []
     for start in range(0, len(pixels), chunk):

@@ -39,38 +39,51 @@ _GAP = 0.65  # grey between the images of a grid
 
 
 def save_samples(path: Path, images: Tensor, image_shape: tuple[int, ...]) -> None:
-    """Draw images as a grid, black on white, row by row.
+    """Draw images as a grid, black on white where they have no colours, row by row.
 
-    Shapes: images (n, H * W), intensities in [0, 1] (others are clipped); n at least 1.
+    Shapes: images (n, X), intensities in [0, 1] (others are clipped), n at least 1; X = H * W for
+    an image_shape (H, W), or 3 * H * W for (3, H, W).
     Errors: ValueError for other shapes and for NaN; ImportError naming the extra.
     """
     figure_module()
     from matplotlib.image import imsave
 
-    if len(image_shape) != 2:
-        raise ValueError(f"save_samples: image_shape must be (H, W), got {image_shape}")
-    height, width = image_shape
-    if images.ndim != 2 or images.shape[0] == 0 or images.shape[1] != height * width:
+    check_shape("save_samples", image_shape)
+    size = math.prod(image_shape)
+    if images.ndim != 2 or images.shape[0] == 0 or images.shape[1] != size:
         raise ValueError(
-            f"save_samples: images must be (n, {height * width}) with n >= 1, "
-            f"got {tuple(images.shape)}"
+            f"save_samples: images must be (n, {size}) with n >= 1, got {tuple(images.shape)}"
         )
-    pixels = images.detach().cpu().float().numpy().reshape(-1, height, width)
-    if np.isnan(pixels).any():
+    if images.isnan().any():
         raise ValueError("save_samples: images must be finite, got NaN")
-    mosaic = tile(1.0 - pixels.clip(0.0, 1.0))
+    mosaic = tile(as_drawn(images, image_shape))
     enlarge = max(1, round(720 / max(mosaic.shape)))  # 8 x 8 digits are too small to see otherwise
     mosaic = mosaic.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
     with replacing(Path(path)) as temporary:
         imsave(temporary, mosaic, cmap="gray", vmin=0.0, vmax=1.0)
 
 
+def check_shape(function: str, image_shape: tuple[int, ...]) -> None:
+    """`ValueError` where images are neither grey nor in three colours."""
+    if len(image_shape) != 2 and image_shape[:-2] != (3,):
+        raise ValueError(f"{function}: image_shape must be (H, W) or (3, H, W), got {image_shape}")
+
+
+def as_drawn(images: Tensor, image_shape: tuple[int, ...]) -> np.ndarray:
+    """(n, X) -> (n, H, W), dark where the intensity is high, or (n, H, W, 3), in its colours."""
+    pixels = images.detach().cpu().float().clamp(0, 1).view(-1, *image_shape)
+    shown = 1 - pixels if len(image_shape) == 2 else pixels.movedim(1, -1)
+    return shown.numpy()
+
+
 def tile(images: np.ndarray) -> np.ndarray:
-    """(n, H, W) images as one array, about square, one grey pixel between and around them."""
-    count, height, width = images.shape
+    """(n, H, W) or (n, H, W, 3) images as one array, about square, one grey pixel between and
+    around them."""
+    count, height, width, *colours = images.shape
     columns = math.ceil(math.sqrt(count * height / width))
     rows = math.ceil(count / columns)
-    mosaic = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1), _GAP, dtype=np.float32)
+    size = (rows * (height + 1) + 1, columns * (width + 1) + 1, *colours)
+    mosaic = np.full(size, _GAP, dtype=np.float32)
     for index, image in enumerate(images):
         top, left = index // columns * (height + 1) + 1, index % columns * (width + 1) + 1
         mosaic[top : top + height, left : left + width] = image

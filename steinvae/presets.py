@@ -78,6 +78,62 @@ def mnist_labels() -> Config:
     )
 
 
+def imagenet() -> Config:
+    """Section 5.3 and appendix D of Pu et al. 2017: 224 x 224, M = 20, 10 % of the labels.
+
+    Codes are dealt to the decoders, one code each, and kernels are those of groups of 64 planes at
+    a place. `--method.name stein_viwae --method.code_particles 20 --method.importance_samples 10`
+    for k = 10; look at `--plan` first.
+    """
+    return Config(
+        preset="imagenet",
+        data=DataConfig(name="image_folder", binarization="none", label_fraction=0.1, workers=8),
+        model=ModelConfig(
+            network="residual", encoder="concat", codes=7 * 7 * 512, hidden=(64, 128, 256, 512)
+        ),
+        method=MethodConfig(
+            code_particles=20, theta_particles=20, pairing="strat", kernel_block=64
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3, decay_steps=400_000),
+        trainer=TrainerConfig(
+            max_steps=400_000,
+            log_every=100,
+            validate_every=10_000,
+            checkpoint_every=2_000,
+            monitor_every=0,
+            baseline="none",
+            recompute=True,
+        ),
+        evaluation=EvaluationConfig(
+            images=200, samples=20, validation_images=20, validation_samples=20, proposal="diagonal"
+        ),
+    )
+
+
+def tiny_imagenet() -> Config:
+    """The same nets with smaller numbers, for 64 x 64: three stages, codes of 4 x 4 x 16."""
+    base = imagenet()
+    return replace(
+        base,
+        preset="tiny_imagenet",
+        data=replace(base.data, side=64, crop=64, workers=0),
+        model=replace(base.model, codes=4 * 4 * 16, hidden=(32, 64, 128), label_kernels=256),
+        method=replace(
+            base.method, code_particles=2, theta_particles=2, label_particles=5, kernel_block=16
+        ),
+        optimizer=OptimizerConfig(learning_rate=3e-3, decay_steps=3000),
+        trainer=replace(
+            base.trainer,
+            max_steps=3000,
+            batch_size=32,
+            log_every=50,
+            validate_every=500,
+            checkpoint_every=500,
+            recompute=False,
+        ),
+    )
+
+
 def text() -> Config:
     """20 Newsgroups by NVDM, a Gaussian VAE on counts: 256 tanh, 50 codes, 60 epochs."""
     return Config(
@@ -153,6 +209,8 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "mnist_small": mnist_small,
     "mnist": mnist,
     "mnist_labels": mnist_labels,
+    "imagenet": imagenet,
+    "tiny_imagenet": tiny_imagenet,
     "text": text,
     "text_deep": text_deep,
     "paper": paper,

@@ -47,6 +47,8 @@ RECORD_KEYS = (
 BOUNDS = {
     "iw_g": "importance sampling from a Gaussian fitted to the encoder's codes; "
     "in expectation an upper bound of the NLL, whatever the encoder",
+    "iw_d": "importance sampling from a Gaussian of diagonal covariance fitted to the encoder's "
+    "codes; in expectation an upper bound of the NLL, whatever the encoder",
     "s_elbo": "importance sampling from the encoder by its own density, for an injective encoder; "
     "in expectation an upper bound of the NLL",
     "negative_elbo": "negative evidence lower bound; an upper bound of the NLL in expectation",

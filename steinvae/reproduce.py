@@ -25,6 +25,7 @@ EXPERIMENTS = (
     "table1",
     "table2",
     "table3",
+    "table4",
 )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from steinvae._atomic import replacing, write_text
 from steinvae.checkpoint import lock_run_dir
-from steinvae.config import GROUPED, Config
+from steinvae.config import GROUPED, IN_FILES, Config
 from steinvae.config_tree import from_dict, to_dict
 from steinvae.data import CountDataset, Dataset, load, step_generator
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
@@ -152,7 +152,7 @@ def finish(trainer: Trainer) -> dict[str, Any]:
     selected = trainer.select()
     save_model(run_dir, networks)
     if dataset.image_shape is not None:
-        images = draw_samples(networks, SAMPLES_DRAWN, trainer.config.seed)
+        images = dataset.pictures(draw_samples(networks, SAMPLES_DRAWN, trainer.config.seed).cpu())
         save_samples(run_dir / "samples.png", images, dataset.image_shape)
     if (run_dir / JSONL).stat().st_size:
         save_curves(run_dir / "curves.png", run_dir / JSONL)
@@ -232,6 +232,16 @@ def baseline(config: Config) -> Config | None:
 def load_data(config: Config) -> Dataset:
     """The data set of a configuration."""
     data = config.data
+    if data.name == IN_FILES:
+        from steinvae.data.images import load_images  # Pillow is not needed otherwise
+
+        return load_images(
+            data.root,
+            side=data.side,
+            crop=data.crop,
+            bad_records=data.bad_records,
+            workers=data.workers,
+        )
     return load(data.name, data.root, binarization=data.binarization, bad_records=data.bad_records)
 
 
@@ -242,8 +252,8 @@ def save_model(run_dir: Path, networks: Networks) -> None:
         save_file(tensors, temporary)
 
 
-def load_model(run_dir: Path, config: Config, pixels: int) -> Networks:
-    """The networks of a finished run."""
+def load_model(run_dir: Path, config: Config, pixels: int, classes: int | None = None) -> Networks:
+    """The networks of a finished run; `classes` as `build_networks` takes them."""
     path = Path(run_dir) / MODEL
     if not path.exists():
         raise FileNotFoundError(
@@ -251,7 +261,8 @@ def load_model(run_dir: Path, config: Config, pixels: int) -> Networks:
             f"python -m steinvae.train --config {Path(run_dir) / CONFIG} --resume auto"
         )
     use_threads(config)
-    networks = build_networks(config, pixels, choose_device(config.trainer.device))
+    device = choose_device(config.trainer.device)
+    networks = build_networks(config, pixels, device, classes)
     networks.load(load_file(path))
     return networks
 

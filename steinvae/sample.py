@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--count must be at least 1, got {arguments.count}")
     from dataclasses import replace
 
+    from steinvae.labels.task import count_classes
     from steinvae.plots import save_samples
     from steinvae.run import draw_samples, load_data, load_model, read_config
 
@@ -32,11 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset = load_data(config)
         if dataset.image_shape is None:
             raise ValueError(f"run_dir={arguments.run_dir}: {dataset.name} has no images to draw")
-        networks = load_model(arguments.run_dir, config, dataset.train.features)
+        classes = count_classes(config, dataset) if config.data.labelled else None
+        networks = load_model(arguments.run_dir, config, dataset.train.features, classes)
     except (ValueError, OSError, ImportError) as error:
         print(f"steinvae.sample: {error}", file=sys.stderr)
         return 1
-    images = draw_samples(networks, arguments.count, arguments.seed)
+    images = dataset.pictures(draw_samples(networks, arguments.count, arguments.seed).cpu())
     save_samples(arguments.output, images, dataset.image_shape)
     print(arguments.output)
     return 0

@@ -18,7 +18,9 @@ from steinvae.config import Config
 from steinvae.data import BatchSampler, Dataset, step_generator
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.density.likelihood import noise_dimension
+from steinvae.feed import Feed
 from steinvae.gradients import Batch, temperature
+from steinvae.labels.task import count_classes
 from steinvae.labels.training import Labelled
 from steinvae.logging import MetricsWriter, Progress
 from steinvae.networks import Networks, build_networks, start_at_data
@@ -48,7 +50,8 @@ class Trainer:
         self.config, self.dataset, self.run_dir = config, dataset, Path(run_dir)
         self.device = choose_device(config.trainer.device)
         pixels = dataset.train.features
-        self.networks = networks or build_networks(config, pixels, self.device)
+        classes = count_classes(config, dataset) if config.data.labelled else None
+        self.networks = networks or build_networks(config, pixels, self.device, classes)
         if networks is None:
             start_at_data(self.networks, config, dataset)
         self.optimizer = Optimizer(self.networks, config.optimizer)
@@ -59,6 +62,7 @@ class Trainer:
             self._objective = OBJECTIVES[config.method.name]
         else:
             self._sampler, self._objective = self.labelled.sampler, self.labelled.objective
+        self._feed = Feed(config, dataset, self._sampler, self.device)
         self._best: dict[str, Tensor] = {}
         self.state: dict[str, Any] = {
             "best_value": None,
@@ -141,7 +145,8 @@ class Trainer:
         batch = self.batch(step, monitor=monitor)
         batch = batch._replace(compare=monitor and self._compares(step))
         method = self.config.method
-        gradients = self._objective(self.networks, batch, method, len(self.dataset.train))
+        with self.networks.training():
+            gradients = self._objective(self.networks, batch, method, len(self.dataset.train))
         theta = None if method.fixed_theta else gradients.theta
         norm = self.optimizer.apply(
             step, theta, gradients.eta, gradients.labels, loss=gradients.stats.get("distortion")
@@ -175,13 +180,13 @@ class Trainer:
         method, seed = self.config.method, self.config.seed
         draw = step + self.state["passed_over"]
         indices = self._sampler.indices(draw)
-        pixels = self.dataset.train.batch(indices, step_generator(seed, draw, "binarization"))
+        pixels = self._feed(draw)
         generator = step_generator(seed, draw, "noise")
         rows = 1 if method.shared_noise else len(indices)
         shape = (rows, method.codes_per_image, noise_dimension(self.networks.encoder))
         noise = torch.randn(shape, generator=generator)
         order = torch.randperm(method.code_particles, generator=generator)
-        pixels, noise, order = (item.to(self.device) for item in (pixels, noise, order))
+        noise, order = noise.to(self.device), order.to(self.device)
         labels = self.labelled.labels(indices).to(self.device) if self.labelled else None
         heat = temperature(method, step)
         batch = Batch(pixels, noise, order, monitor, labels=labels, temperature=heat)

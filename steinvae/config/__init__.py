@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from steinvae.config._checks import require
-from steinvae.config.data import CLASSES, COUNTS, Binarization, DataConfig
-from steinvae.config.method import GROUPED, LABELLED, MethodConfig, MethodName, Rule
+from steinvae.config.data import CLASSES, COUNTS, IN_FILES, Binarization, DataConfig
+from steinvae.config.method import GROUPED, IMAGES, LABELLED, MethodConfig, MethodName, Rule
 from steinvae.config.model import Decoder, ModelConfig
 from steinvae.config.training import EvaluationConfig, OptimizerConfig, TrainerConfig
 
@@ -19,6 +19,7 @@ __all__ = [
     "CLASSES",
     "COUNTS",
     "GROUPED",
+    "IN_FILES",
     "LABELLED",
     "Binarization",
     "Config",
@@ -71,6 +72,8 @@ class Config:
 
     @property
     def _fitting(self) -> tuple[Decoder, ...]:
+        if self.data.name == IN_FILES:
+            return ("gaussian",)
         return ("softmax", "deep_poisson") if self.data.name in COUNTS else ("bernoulli",)
 
     def _check_decoder(self) -> None:
@@ -95,7 +98,8 @@ class Config:
         exact = method.name == "stein_viwae" and method.weights != "none" and method.log_q == "jac"
         folds = f"for model.encoder {encoder}, which folds: its codes have no density"
         proposal = self.evaluation.proposal
-        require(proposal == "fitted", "evaluation.proposal", f"fitted {folds}", proposal)
+        fits = f"fitted or diagonal {folds}"
+        require(proposal != "encoder", "evaluation.proposal", fits, proposal)
         require(not exact, "method.log_q", f"gauss or kde {folds}", method.log_q)
         moved = f"false {folds}"
         require(not method.move_codes, "method.move_codes", moved, method.move_codes)
@@ -126,6 +130,7 @@ class Config:
 
     def _check_networks(self) -> None:
         """Convolutions are for images, and have no planar layers."""
+        self._check_files()
         conv = self.model.network == "conv"
         images = not conv or self.data.name not in COUNTS
         require(images, "model.network", f"mlp for data.name {self.data.name}", "conv")
@@ -137,3 +142,25 @@ class Config:
             require(plain, "model.activation", f"tanh {of_counts}", model.activation)
             unset = model.noise_hidden is None
             require(unset, "model.noise_hidden", f"left out {of_counts}", model.noise_hidden)
+
+    def _check_files(self) -> None:
+        """Images in files and the network that is made for them go together."""
+        model, name = self.model, self.data.name
+        files, residual = name == IN_FILES, model.network == "residual"
+        ready = "residual for data.name image_folder (--preset imagenet or tiny_imagenet)"
+        require(residual or not files, "model.network", ready, model.network)
+        other = f"another than residual for data.name {name}: that is for image_folder"
+        require(files or not residual, "model.network", other, model.network)
+        if not files:
+            return
+        for setting, allowed in (
+            ("method.name", IMAGES),
+            ("method.regression_steps", (1,)),
+            ("method.log_q", ("gauss", "kde")),
+            ("method.mass_rate", (0.0,)),
+            ("evaluation.proposal", ("diagonal",)),
+        ):
+            section, field_name = setting.split(".")
+            value = getattr(getattr(self, section), field_name)
+            one = f"{' or '.join(map(str, allowed))} for data.name {name}"
+            require(value in allowed, setting, one, value)

@@ -25,6 +25,9 @@ GROUPED = ("stein_viwae", "vae_weighted_decoder", "flow_elbo")
 LABELLED = ("stein_vae", "stein_viwae", "vae", "m2", "supervised")
 """Methods that can use labels; m2 and supervised do nothing without."""
 
+IMAGES = ("stein_vae", "stein_viwae", "vae", "iwae", "supervised")
+"""Methods that images in files can be trained by."""
+
 ANNEALED = "positive for a method.temperature above 1, else 0"
 
 

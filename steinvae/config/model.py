@@ -7,18 +7,19 @@ from typing import Literal
 
 from steinvae.config._checks import require
 
-Decoder = Literal["bernoulli", "softmax", "deep_poisson"]
+Decoder = Literal["bernoulli", "softmax", "deep_poisson", "gaussian"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The networks: MLPs or convolutions on both sides, Bernoulli pixels; for counts the encoder
-    sees log(1 + n), and the decoder is one linear layer and a softmax (NVDM) or layers of gammas.
+    """The networks: MLPs or convolutions on both sides, Bernoulli pixels, Gaussian ones in colour;
+    for counts the encoder sees log(1 + n), and the decoder is one linear layer and a softmax (NVDM)
+    or layers of gammas.
     """
 
-    network: Literal["mlp", "conv"] = "mlp"
+    network: Literal["mlp", "conv", "residual"] = "mlp"
     """conv: 5x5 convolutions of stride 2 with leaky ReLU and one linear layer, for square images;
-    the decoder mirrors them."""
+    residual: the all-convolutional one of appendix D, for image_folder. Decoders mirror them."""
 
     activation: Literal["tanh", "softplus"] = "tanh"
     """Of the hidden layers of an mlp. The noise networks of flow and residual stay tanh."""
@@ -27,12 +28,19 @@ class ModelConfig:
     """Dimension d of a code z."""
 
     hidden: tuple[int, ...] = (128, 128)
-    """Units of each hidden layer, from the pixels to the code, or kernels of each convolution; the
-    decoder mirrors them."""
+    """Units of each hidden layer, from the pixels to the code, or kernels of each convolution, or
+    of each stage of residual; the decoder mirrors them."""
+
+    stack: int | None = None
+    """3x3 convolutions of a stage of residual, beside the one that halves the side (default 3)."""
+
+    label_kernels: int | None = None
+    """1x1 convolutions of a label decoder before its average over places; residual alone (default
+    2048)."""
 
     decoder: Decoder | None = None
-    """p(x | z): bernoulli for images; softmax (NVDM) or deep_poisson for counts of words. None: the
-    first that fits the data."""
+    """p(x | z): bernoulli for images, gaussian for those of image_folder; softmax (NVDM) or
+    deep_poisson for counts of words. None: the first that fits the data."""
 
     layers: tuple[int, ...] = ()
     """Units of each layer of deep_poisson, from the words up; the codes are those of all layers."""
@@ -49,7 +57,7 @@ class ModelConfig:
     """Form of z = f(x, xi) for Stein methods and flow_elbo. flow is injective in xi; gaussian and
     triangular (any covariance) are affine in it; layered draws the codes of deep_poisson layer by
     layer (flow_elbo only). The other methods use the Gaussian part, planar_flow its own layers.
-    concat of convolutions takes the noise as a second plane beside the image."""
+    concat of convolutions takes the noise as a further plane beside the image."""
 
     noise_hidden: int | None = None
     """Units of the two hidden layers of a noise network of flow or residual; by default those of
@@ -76,19 +84,29 @@ class ModelConfig:
         self._check_layers()
         require(self.output_scale > 0, "model.output_scale", "positive", self.output_scale)
         plain = self.network == "mlp" or self.activation == "tanh"
-        require(plain, "model.activation", "tanh for model.network conv, unused", self.activation)
+        unused = f"tanh for model.network {self.network}, unused"
+        require(plain, "model.activation", unused, self.activation)
         bent = f"another than concat for model.activation {self.activation}"
         ready = self.activation == "tanh" or self.encoder != "concat"
         require(ready, "model.encoder", bent, self.encoder)
-        ready = self.network == "mlp" or self.encoder in ("flow", "gaussian", "concat")
-        conv = "flow, gaussian or concat for model.network conv"
-        require(ready, "model.encoder", conv, self.encoder)
+        there = {"conv": ("flow", "gaussian", "concat"), "residual": ("concat", "gaussian")}
+        ready = self.encoder in there.get(self.network, (self.encoder,))
+        named = f"one of {there.get(self.network)} for model.network {self.network}"
+        require(ready, "model.encoder", named, self.encoder)
+        self._check_residual()
         dropped = self.input_dropout
         require(0 <= dropped < 1, "model.input_dropout", "at least 0 and below 1", dropped)
         noise = self.noise_hidden
         require(noise is None or noise >= 1, "model.noise_hidden", "at least 1", noise)
         for name in ("flow_blocks", "planar_layers"):
             require(getattr(self, name) >= 1, f"model.{name}", "at least 1", getattr(self, name))
+
+    def _check_residual(self) -> None:
+        for name, least in (("stack", 0), ("label_kernels", 1)):
+            value, own = getattr(self, name), self.network == "residual"
+            alone = f"left out for model.network {self.network}"
+            require(own or value is None, f"model.{name}", alone, value)
+            require(value is None or value >= least, f"model.{name}", f"at least {least}", value)
 
     def _check_layers(self) -> None:
         deep, layers = self.decoder == "deep_poisson", self.layers

@@ -83,6 +83,14 @@ class TrainerConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where tensors live; auto takes a GPU when torch sees one."""
 
+    recompute: bool = False
+    """Compute activations within a stage of model.network residual a second time on the way back
+    instead of keeping them: a third more time, and a fraction of the memory (see --plan)."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the convolutions of model.network residual (autocast). Parameters, codes, likelihoods and
+    Stein moves stay float32."""
+
     threads: int = 1
     """CPU threads, 0 for all cores. One: the same bits on every machine, and small networks are no
     slower."""
@@ -112,12 +120,14 @@ class EvaluationConfig:
     validation_samples: int = 100
     """Importance samples per validation image."""
 
-    proposal: Literal["fitted", "encoder"] = "fitted"
-    """Where importance samples come from: a Gaussian fitted to the encoder's codes (iw_g), or the
-    encoder itself by its own density (s_elbo), for hundreds of codes; that must be injective."""
+    proposal: Literal["fitted", "diagonal", "encoder"] = "fitted"
+    """Where importance samples come from: a Gaussian fitted to the encoder's codes (iw_g), one with
+    a diagonal covariance (iw_d), for thousands of codes, or the encoder itself by its own density
+    (s_elbo), for hundreds of codes; that must be injective."""
 
     fit_samples: int = 8
-    """Encoder samples that fit the Gaussian, per code dimension (at least 4; 64 or more in all)."""
+    """Encoder samples that fit the Gaussian, per code dimension (at least 4; 64 or more in all); a
+    diagonal one takes 64."""
 
     inflation: float = 1.2
     """Factor on the fitted standard deviation: the proposal must be wider than the posterior."""

@@ -6,7 +6,7 @@ Shapes: N images of X = H * W pixels, batches of B.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ BadRecords = Literal["raise", "skip"]
 """What happens to a line or a file that is no example: an error names it, or it is counted."""
 
 
+@runtime_checkable
 class Examples(Protocol):
     """What training and evaluation ask of a split, whatever its examples are."""
 
@@ -121,6 +122,10 @@ class Dataset(Generic[OneSplit]):
     train: OneSplit
     validation: OneSplit
     test: OneSplit
+
+    def pictures(self, x: Tensor) -> Tensor:
+        """Model input (n, X) as intensities that can be drawn, 0 to 1."""
+        return x
 
     @property
     def title(self) -> str:

@@ -31,7 +31,10 @@ from steinvae.density.likelihood import (
 from steinvae.networks import Networks
 from steinvae.sparse_rows import some_rows
 
-Proposal = Literal["fitted", "encoder"]
+Proposal = Literal["fitted", "diagonal", "encoder"]
+
+FEWEST = 64
+"""Encoder samples that fit a proposal, at least; a diagonal one takes no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +139,12 @@ def importance_weights(
     """The log weights behind `iw_g`, decoder by decoder, a chunk of b images at a time; float64.
 
     `proposal` encoder: z_s and log q(z_s | x) are the encoder's own, the weights those of S-ELBO;
-    nothing is fitted or inflated. Errors: TypeError where it has no density.
+    nothing is fitted or inflated. Errors: TypeError where it has no density. diagonal: C is the
+    diagonal of the samples' covariance.
     """
-    fitted = max(64, fit_samples * networks.encoder.codes)
+    fitted = max(FEWEST, fit_samples * networks.encoder.codes)
+    if proposal == "diagonal":
+        fitted = FEWEST
     logits_an_image = networks.theta.particles * samples * pixels.shape[1]
     chunk = max(1, LOGITS_AT_ONCE // logits_an_image)
     for first in range(0, len(pixels), chunk):
@@ -148,7 +154,8 @@ def importance_weights(
             yield _encoder_weights(networks, part, images, samples, seed)
         else:
             noise = _noise(networks, images, fitted, samples, seed)
-            yield _chunk_weights(networks, part, noise, inflation)
+            weights = _diagonal_weights if proposal == "diagonal" else _chunk_weights
+            yield weights(networks, part, noise, inflation)
 
 
 def _noise(
@@ -176,6 +183,20 @@ def _chunk_weights(
     return log_likelihood(networks, codes, pixels).double() + log_ratio
 
 
+def _diagonal_weights(
+    networks: Networks, pixels: Tensor, noise: Sequence[Tensor], inflation: float
+) -> Float[Tensor, "M b n"]:
+    """As `_chunk_weights`, dimension by dimension: nothing of size d x d."""
+    drawn, proposal_noise = networks.encoder(pixels, noise[0]).double(), noise[1].double()
+    variance = drawn.var(1, keepdim=True)
+    floor = (1e-6 * variance.mean(-1, keepdim=True)).clamp_min(1e-12)
+    scale = inflation * (variance + floor).sqrt()
+    codes = drawn.mean(1, keepdim=True) + scale * proposal_noise
+    log_ratio = log_prior(codes) - (log_prior(proposal_noise) - scale.log().sum(-1))
+    codes = codes.to(networks.theta.flat.dtype)
+    return log_likelihood(networks, codes, pixels).double() + log_ratio
+
+
 def _encoder_weights(
     networks: Networks, pixels: Tensor, images: range, samples: int, seed: int
 ) -> Float[Tensor, "M b n"]:
@@ -198,7 +219,7 @@ def negative_log_likelihood(
 ) -> Estimate:
     """The bound over a set of images as one number with its standard error over images.
 
-    `iw_g`, or S-ELBO with the encoder as proposal.
+    `iw_g`, `iw_d` where its proposal is diagonal, or S-ELBO with the encoder as proposal.
     """
     mixture, single = -iw_g(
         networks,
@@ -212,13 +233,17 @@ def negative_log_likelihood(
     images = len(pixels)
     spread = mixture.std().item() if images > 1 else float("nan")
     return Estimate(
-        estimator=f"{'s_elbo' if proposal == 'encoder' else 'iw_g'}({samples})",
+        estimator=f"{ESTIMATORS[proposal]}({samples})",
         value=mixture.mean().item(),
         standard_error=spread / images**0.5,
         images=images,
         single=single.mean().item(),
         per_image=mixture,
     )
+
+
+ESTIMATORS: dict[Proposal, str] = {"fitted": "iw_g", "diagonal": "iw_d", "encoder": "s_elbo"}
+"""Names of the bound by its proposal."""
 
 
 def evenly_spaced(count: int, wanted: int) -> Tensor:

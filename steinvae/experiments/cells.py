@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from steinvae.config import GROUPED, Config, MethodConfig, ModelConfig
+from steinvae.config import GROUPED, IN_FILES, Config, MethodConfig, ModelConfig
 from steinvae.data import Dataset
 from steinvae.report import append_records, read_records, tidy_record
 from steinvae.run import RESULT, load_data, prepare, train
@@ -98,8 +98,9 @@ class Cell:
 
     def _networks(self) -> dict[str, Any]:
         model = self.config.model
-        names = ("network", "activation", "noise_hidden")
-        return {name: own for name in names if (own := getattr(model, name)) != _MODEL[name]}
+        names = ("network", "activation", "noise_hidden", "stack", "label_kernels")
+        crop = {"crop": self.config.data.crop} if self.config.data.name == IN_FILES else {}
+        return crop | {name: own for name in names if (own := getattr(model, name)) != _MODEL[name]}
 
     def _labels(self) -> dict[str, Any]:
         data, method = self.config.data, self.config.method

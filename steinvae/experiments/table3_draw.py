@@ -121,19 +121,19 @@ def _errors(found: Group, network: str) -> str:
     for row in ROWS:
         own = {n: found.get((network, row, n), {}) for n in counts}
         if any(own.values()):
-            rows.append([row, *(_spread(own[n], "label_error") for n in counts)])
+            rows.append([row, *(spread(own[n], "label_error") for n in counts)])
         if (network, row) in PAPER:
             quoted = PAPER[network, row]
             rows.append([f"{row}, paper", *(quoted[PER_CLASS.index(n)] for n in counts)])
     floor = {n: found.get((network, "M1+M2", n), {}) for n in counts}
     if any(floor.values()):
-        nearest = (_spread(floor[n], "nearest_neighbour_error") for n in counts)
+        nearest = (spread(floor[n], "nearest_neighbour_error") for n in counts)
         rows.append(["nearest neighbour, codes of M1", *nearest])
     header = (f"{network}: error %", *(f"{n} a class" for n in counts))
     return markdown_table(header, rows)
 
 
-def _spread(splits: Mapping[int, Mapping[str, float]], metric: str) -> str:
+def spread(splits: Mapping[int, Mapping[str, float]], metric: str) -> str:
     values = [100 * numbers[metric] for numbers in splits.values() if metric in numbers]
     if not values:
         return "-"
@@ -171,7 +171,7 @@ def _tests(found: Group) -> str:
             for row, other in AGAINST:
                 gaps = compare(found, network, count, row, other)
                 if gaps:
-                    rows.append(_test(f"{network}, {count} a class", row, other, gaps))
+                    rows.append(paired_row(f"{network}, {count} a class", row, other, gaps))
     header = ("cell", "difference", "splits", "points", "p", "verdict")
     what = (
         "Differences of error in percentage points, paired over splits; p of an exact sign-flip "
@@ -181,7 +181,7 @@ def _tests(found: Group) -> str:
     return f"{markdown_table(header, rows)}\n\n{what}" if rows else ""
 
 
-def _test(cell: str, row: str, other: str, gaps: Mapping[int, float]) -> list[str]:
+def paired_row(cell: str, row: str, other: str, gaps: Mapping[int, float]) -> list[str]:
     values = list(gaps.values())[:MOST]
     p = sign_flip_p(values)
     verdict = "nothing shown"
@@ -198,11 +198,11 @@ def _quality(found: Group) -> str:
     for network, row, count in (key for key in order if key in found):
         splits = found[network, row, count]
         numbers = [f"{network}, {count} a class", row]
-        for _, metric, percent in _COLUMNS:
+        for _, metric, percent in QUALITY:
             values = [each[metric] * (100 if percent else 1) for each in splits.values()]
             numbers.append(f"{mean(values):.{2 if percent else 3}f}")
         rows.append(numbers)
-    header = ("cell", "method", *(name for name, _, _ in _COLUMNS))
+    header = ("cell", "method", *(name for name, _, _ in QUALITY))
     what = (
         "Means over splits: NLL of the labels in nats an image and expected calibration error (15 "
         "bins) of the averaged probabilities p; of p^(1/T), T fitted to the labels of the 10,000 "
@@ -211,7 +211,7 @@ def _quality(found: Group) -> str:
     return f"{markdown_table(header, rows)}\n\n{what}"
 
 
-_COLUMNS = (
+QUALITY = (
     ("NLL", "label_nll", False),
     ("ECE %", "label_ece", True),
     ("T", "temperature", False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ from steinvae.data import step_generator
 from steinvae.density import evenly_spaced
 from steinvae.density.likelihood import noise_dimension
 from steinvae.networks import Networks
-from steinvae.plots import figure_module
+from steinvae.plots import as_drawn, check_shape, figure_module
 
 MAP_IMAGES, MAP_CODES = 500, 4
+AT_ONCE = 50  # images, whose noise may be a plane each
 UNCERTAIN, COLUMNS = 40, 8
+NAMED = 12  # classes that are told apart by number and colour
 
 
 def confusion(probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -36,12 +39,13 @@ def save_confusion(path: Path, probabilities: Tensor, labels: Tensor) -> None:
     canvas_class(figure)
     axes = figure.add_subplot()
     axes.imshow(share.sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)  # sqrt: errors are rare
+    named = len(counts) <= NAMED
     for row, line in enumerate(counts.tolist()):
         for column, count in enumerate(line):
-            if count:
+            if count and named:
                 colour = "white" if share[row, column] > 0.4 else "black"
                 axes.text(column, row, count, ha="center", va="center", color=colour, fontsize=8)
-    classes = range(len(counts))
+    classes = range(len(counts)) if named else ()
     axes.set(xticks=classes, yticks=classes, xlabel="predicted", ylabel="true class")
     axes.set_title("test images by class", loc="left", fontsize=10)
     with replacing(Path(path)) as temporary:
@@ -52,7 +56,7 @@ def save_uncertain(
     path: Path,
     probabilities: Tensor,
     labels: Tensor,
-    pixels: Tensor,
+    pixels: Callable[[Tensor], Tensor],
     image_shape: tuple[int, ...],
 ) -> None:
     """The images whose class probabilities have the highest entropy, the most uncertain first.
@@ -60,23 +64,25 @@ def save_uncertain(
     Above each: true class | the two most probable ones with their probabilities in percent, red
     where the first is wrong.
 
-    Errors: ValueError where image_shape is not (H, W).
+    `pixels` gives intensities (n, X) of the images at some indices. Errors: ValueError where
+    image_shape is neither (H, W) nor (3, H, W).
     """
-    if len(image_shape) != 2:
-        raise ValueError(f"save_uncertain: image_shape must be (H, W), got {image_shape}")
+    check_shape("save_uncertain", image_shape)
     figure_class, canvas_class = figure_module()
     entropy = -torch.xlogy(probabilities, probabilities).sum(1)
     chosen = entropy.argsort(descending=True)[:UNCERTAIN]
-    height, width = image_shape
+    shown = as_drawn(pixels(chosen), image_shape)
+    height, width, *colours = shown.shape[1:]
     above = max(1, height // 4)  # rows of pixels for the line of text
     rows = -(-len(chosen) // COLUMNS)
-    canvas = np.ones((rows * (height + above), COLUMNS * (width + 1)), dtype=np.float32)
+    size = (rows * (height + above), COLUMNS * (width + 1), *colours)
+    canvas = np.ones(size, dtype=np.float32)
     figure = figure_class(figsize=(1.15 * COLUMNS, 1.45 * rows), dpi=110, layout="constrained")
     canvas_class(figure)
     axes = figure.add_subplot()
     for place, index in enumerate(chosen.tolist()):
         top, left = place // COLUMNS * (height + above) + above, place % COLUMNS * (width + 1)
-        canvas[top : top + height, left : left + width] = 1 - pixels[index].view(image_shape)
+        canvas[top : top + height, left : left + width] = shown[place]
         best = probabilities[index].topk(2)
         guesses = " ".join(
             f"{c}:{100 * p:.0f}" for c, p in zip(best.indices, best.values, strict=True)
@@ -92,18 +98,24 @@ def save_uncertain(
 
 @torch.no_grad()
 def save_code_map(
-    path: Path, networks: Networks, pixels: Tensor, labels: Tensor, seed: int
+    path: Path,
+    networks: Networks,
+    pixels: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    seed: int,
 ) -> None:
     """Codes of test images by class, in the plane in which the means of classes differ most.
 
     A few codes an image, so that the spread of an image's codes is seen beside that of images.
     """
     figure_class, canvas_class = figure_module()
-    chosen = evenly_spaced(len(pixels), min(MAP_IMAGES, len(pixels)))
+    chosen = evenly_spaced(len(labels), min(MAP_IMAGES, len(labels)))
     generator = step_generator(seed, 0, "code map")
     shape = (len(chosen), MAP_CODES, noise_dimension(networks.encoder))
     noise = torch.randn(shape, generator=generator).to(networks.device)
-    codes = networks.encoder(pixels[chosen].to(networks.device), noise).flatten(0, 1).cpu()
+    batches = zip(pixels(chosen).split(AT_ONCE), noise.split(AT_ONCE), strict=True)
+    parts = [networks.encoder(own.to(networks.device), xi) for own, xi in batches]
+    codes = torch.cat(parts).flatten(0, 1).cpu()
     classes = labels[chosen].repeat_interleave(MAP_CODES)
     means = torch.stack([codes[classes == label].mean(0) for label in classes.unique()])
     _, lengths, directions = torch.linalg.svd(means - means.mean(0), full_matrices=False)
@@ -112,6 +124,7 @@ def save_code_map(
     figure = figure_class(figsize=(6.2, 5.4), dpi=110, layout="constrained")
     canvas_class(figure)
     axes = figure.add_subplot()
+    named = len(classes.unique()) <= NAMED
     for label in classes.unique().tolist():
         points = plane[classes == label]
         colour = f"C{label}" if label < 10 else None
@@ -121,6 +134,7 @@ def save_code_map(
     axes.set_ylabel(f"second ({shown[1]})")
     title = f"{MAP_CODES} codes of each of {len(chosen)} test images"
     axes.set_title(title, loc="left", fontsize=10)
-    axes.legend(frameon=False, fontsize=8, markerscale=3)
+    if named:
+        axes.legend(frameon=False, fontsize=8, markerscale=3)
     with replacing(Path(path)) as temporary:
         figure.savefig(temporary)

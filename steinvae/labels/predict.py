@@ -7,6 +7,7 @@ Shapes: B images of X pixels, K label decoders, S codes an image, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp
 
@@ -14,14 +15,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from steinvae.data import Examples
 from steinvae.density.likelihood import image_noise, noise_dimension
 from steinvae.networks import Networks
 
 BINS = 15
 """Bins of confidence in the calibration error (Guo et al. 2017)."""
 
-_ROWS_AT_ONCE = 2**14
-"""Codes that are classified together."""
+Images = Tensor | Examples
+"""(B, X), or a split, whose images are read as they are needed."""
+
+_ROWS_AT_ONCE, _NUMBERS_AT_ONCE = 2**14, 2**23
+"""Codes that are classified together, and numbers of their images and noise: 32 MB."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class LabelQuality:
 
 @torch.no_grad()
 def member_probabilities(
-    networks: Networks, pixels: Float[Tensor, "B X"], *, seed: int, samples: int
+    networks: Networks, images: Images, *, seed: int, samples: int
 ) -> Float[Tensor, "K B C"]:
     """p_k(y | x) = (1/S) sum_s p(y | f(x, xi_s), theta~_k), of every label decoder, on the CPU.
 
@@ -55,20 +60,18 @@ def member_probabilities(
     model = networks.labels
     if model is None:
         raise ValueError("class_probabilities: the networks have no model of labels")
-    shape = (samples, noise_dimension(networks.encoder))
-    parts = []
-    for rows in torch.arange(len(pixels)).split(max(1, _ROWS_AT_ONCE // samples)):
-        noise = image_noise(seed, rows.tolist(), shape, networks.device, "classes")
-        codes = networks.encoder(pixels[rows].to(networks.device), noise)
-        parts.append(model.log_probabilities(codes).exp().mean(2).cpu())
+    parts = [
+        model.log_probabilities(codes).exp().mean(2).cpu()
+        for codes in _drawn(networks, images, seed, samples)
+    ]
     return torch.cat(parts, dim=1)
 
 
 def class_probabilities(
-    networks: Networks, pixels: Float[Tensor, "B X"], *, seed: int, samples: int
+    networks: Networks, images: Images, *, seed: int, samples: int
 ) -> Float[Tensor, "B C"]:
     """p(y | x), averaged over label decoders and S codes: rows sum to 1."""
-    return member_probabilities(networks, pixels, seed=seed, samples=samples).mean(0)
+    return member_probabilities(networks, images, seed=seed, samples=samples).mean(0)
 
 
 def scores(probabilities: Float[Tensor, "B C"], labels: Int[Tensor, " B"]) -> LabelQuality:
@@ -126,15 +129,21 @@ def temper(probabilities: Float[Tensor, "B C"], temperature: float) -> Float[Ten
 
 @torch.no_grad()
 def mean_codes(
-    networks: Networks, pixels: Float[Tensor, "B X"], *, seed: int, samples: int
+    networks: Networks, images: Images, *, seed: int, samples: int
 ) -> Float[Tensor, "B d"]:
     """Mean over S codes of every image, on the CPU."""
-    shape = (samples, noise_dimension(networks.encoder))
-    parts = []
-    for rows in torch.arange(len(pixels)).split(max(1, _ROWS_AT_ONCE // samples)):
-        noise = image_noise(seed, rows.tolist(), shape, networks.device, "classes")
-        parts.append(networks.encoder(pixels[rows].to(networks.device), noise).mean(1).cpu())
-    return torch.cat(parts)
+    return torch.cat([codes.mean(1).cpu() for codes in _drawn(networks, images, seed, samples)])
+
+
+def _drawn(networks: Networks, images: Images, seed: int, samples: int) -> Iterator[Tensor]:
+    """Codes (b, S, d) of as many images at a time as memory allows; noise by (seed, image)."""
+    wide = noise_dimension(networks.encoder)
+    width = images.shape[1] if isinstance(images, Tensor) else images.features
+    at_once = min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // (width + wide))
+    for rows in torch.arange(len(images)).split(max(1, at_once // samples)):
+        pixels = images[rows] if isinstance(images, Tensor) else images.batch(rows)
+        noise = image_noise(seed, rows.tolist(), (samples, wide), networks.device, "classes")
+        yield networks.encoder(pixels.to(networks.device), noise)
 
 
 def nearest_neighbour_error(

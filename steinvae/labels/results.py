@@ -33,6 +33,8 @@ from steinvae.report import markdown_table
 CHOSEN = "labels.json"
 TEST_CODES = 20
 """Codes an image behind the reported probabilities."""
+MOST_HELD = 2**29
+"""Numbers, 2 GB, of labelled images and of codes that the nearest neighbour is looked for in."""
 PICTURES = ("confusion", "uncertain", "code_map")
 
 
@@ -52,16 +54,17 @@ def label_results(
     networks: Networks, dataset: Dataset, config: Config, run_dir: Path
 ) -> dict[str, Any]:
     """`label_quality`, and its pictures in `run_dir`."""
-    test = dataset.test
-    pixels, labels = test.batch(torch.arange(len(test))), labels_of(test)
-    members = member_probabilities(networks, pixels, seed=config.seed, samples=TEST_CODES)
+    test, labels = dataset.test, labels_of(dataset.test)
+    members = member_probabilities(networks, test, seed=config.seed, samples=TEST_CODES)
     probabilities = members.mean(0)
     save_confusion(run_dir / "confusion.png", probabilities, labels)
     if dataset.image_shape is not None:
         save_uncertain(
-            run_dir / "uncertain.png", probabilities, labels, pixels, dataset.image_shape
+            *(run_dir / "uncertain.png", probabilities, labels),
+            lambda chosen: dataset.pictures(test.batch(chosen)),
+            dataset.image_shape,
         )
-    save_code_map(run_dir / "code_map.png", networks, pixels, labels, config.seed)
+    save_code_map(run_dir / "code_map.png", networks, test.batch, labels, config.seed)
     return label_quality(networks, dataset, config, members)
 
 
@@ -78,9 +81,9 @@ def label_quality(
     """
     test, seed = dataset.test, config.seed
     chosen = labelled_indices(config, dataset)
-    pixels, labels = test.batch(torch.arange(len(test))), labels_of(test)
+    labels = labels_of(test)
     if members is None:
-        members = member_probabilities(networks, pixels, seed=seed, samples=TEST_CODES)
+        members = member_probabilities(networks, test, seed=seed, samples=TEST_CODES)
     probabilities = members.mean(0)
     found = scores(probabilities, labels)
     softmax = isinstance(networks.labels, SoftmaxLabels)
@@ -97,7 +100,7 @@ def label_quality(
         "images": found.images,
         "calibrated": _calibrated(networks, dataset, probabilities, seed),
         "single": _mean([_numbers(scores(each, labels)) for each in members]),
-        "nearest_neighbour_error": _nearest(networks, dataset, chosen, pixels, seed),
+        "nearest_neighbour_error": _nearest(networks, dataset, chosen, seed),
     }
 
 
@@ -147,7 +150,7 @@ def label_table(results: Sequence[Mapping[str, Any]]) -> str:
                 f"{100 * alone['error']:.2f}",
                 f"{alone['nll']:.3f}",
                 f"{100 * alone['ece']:.2f}",
-                f"{100 * found['nearest_neighbour_error']:.2f}",
+                _percent(found["nearest_neighbour_error"]),
             )
         )
     first = results[0]["labels"]
@@ -175,17 +178,23 @@ def label_table(results: Sequence[Mapping[str, Any]]) -> str:
 _UNTRAINED = " The image decoder of supervised is untrained, and its NLL of images is too."
 
 
-def _nearest(
-    networks: Networks, dataset: Dataset, labelled: Tensor, pixels: Tensor, seed: int
-) -> float:
-    train = dataset.train
+def _nearest(networks: Networks, dataset: Dataset, labelled: Tensor, seed: int) -> float | None:
+    """None where all codes and labelled images together are too many to hold."""
+    train, test = dataset.train, dataset.test
+    held = (len(test) + len(labelled)) * networks.encoder.codes + len(labelled) * train.features
+    if held > MOST_HELD:
+        return None
     known = train.batch(labelled, torch.Generator().manual_seed(0))
     return nearest_neighbour_error(
-        mean_codes(networks, pixels, seed=seed, samples=TEST_CODES),
-        labels_of(dataset.test),
+        mean_codes(networks, test, seed=seed, samples=TEST_CODES),
+        labels_of(test),
         mean_codes(networks, known, seed=seed, samples=TEST_CODES),
         labels_of(train)[labelled],
     )
+
+
+def _percent(error: float | None) -> str:
+    return "-" if error is None else f"{100 * error:.2f}"
 
 
 def _spread(networks: Networks) -> float | None:
@@ -201,9 +210,7 @@ def _calibrated(
 ) -> dict[str, float]:
     """NLL and ECE at the temperature that the labels of the whole validation split ask for."""
     split = dataset.validation
-    held_out = class_probabilities(
-        networks, split.batch(torch.arange(len(split))), seed=seed, samples=TEST_CODES
-    )
+    held_out = class_probabilities(networks, split, seed=seed, samples=TEST_CODES)
     temperature = fit_temperature(held_out, labels_of(split))
     found = scores(temper(probabilities, temperature), labels_of(dataset.test))
     return {"temperature": temperature, "nll": found.nll, "ece": found.ece}

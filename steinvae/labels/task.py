@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from steinvae.config import CLASSES, Config
-from steinvae.data import Dataset, Split, choose_labelled
+from steinvae.data import Dataset, choose_labelled
 from steinvae.networks import Networks
 from steinvae.pairs import Pairing
 from steinvae.stein import Scores, posterior_scores
@@ -35,11 +35,17 @@ class LabelTask:
 
 def make_task(config: Config, dataset: Dataset, labelled: Tensor) -> LabelTask:
     """The task of a configuration; zeta = X / (C rho) by default, rho = L / B (section 4)."""
-    pixels, classes = dataset.train.features, CLASSES[config.data.name]
+    pixels, classes = dataset.train.features, count_classes(config, dataset)
     batch = config.trainer.batch_size
     share = (batch // 2) / batch
     zeta = config.method.zeta or pixels / (classes * share)
     return LabelTask(len(labelled), len(dataset.train) - len(labelled), zeta)
+
+
+def count_classes(config: Config, dataset: Dataset) -> int:
+    """C: what the data set says, else what is known of it by its name."""
+    own = getattr(dataset, "classes", None)
+    return CLASSES[config.data.name] if own is None else len(own)
 
 
 def labelled_indices(config: Config, dataset: Dataset) -> Tensor:
@@ -58,7 +64,7 @@ def labelled_indices(config: Config, dataset: Dataset) -> Tensor:
 
 def labels_of(split: object) -> Tensor:
     """The labels of a split of images, (N,) int64."""
-    labels = split.labels if isinstance(split, Split) else None
+    labels = getattr(split, "labels", None)
     if labels is None:
         raise ValueError("data.labels_per_class: the images of this data set have no labels")
     return labels

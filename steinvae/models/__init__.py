@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from steinvae.models.closed_form import ClosedForm, Weigh
@@ -57,4 +58,25 @@ class HasPairGradients(Protocol):
         (slices of decoders, images and codes) that have whole groups of `group` codes, 1 without
         `weigh`.
         """
+        ...
+
+
+@runtime_checkable
+class HasStatistics(Protocol):
+    """A model with batch normalisation: running averages that no gradient moves, beside theta."""
+
+    statistics: Tensor
+    """(M, K), those of each decoder; they are kept and restored with theta."""
+
+    def track(self, particles: int, device: torch.device | str) -> None:
+        """Fresh statistics of so many decoders."""
+        ...
+
+
+@runtime_checkable
+class Computes(Protocol):
+    """A network that can compute the same in several ways."""
+
+    def compute(self, *, recompute: bool, bfloat16: bool) -> None:
+        """Settings `trainer.recompute` and `trainer.precision`."""
         ...

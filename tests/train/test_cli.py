@@ -89,6 +89,13 @@ SURFACE = {
     "model.noise_hidden",
     "model.input_dropout",
     "method.guess_above",
+    "data.side",
+    "data.crop",
+    "data.workers",
+    "model.stack",
+    "model.label_kernels",
+    "trainer.recompute",
+    "trainer.precision",
 }
 """Scripts depend on these names: adding one is a choice, renaming or losing one breaks users."""
 

@@ -2,14 +2,14 @@
 
 `load_image_folder(root)` reads a tree of folders or tars, `load_packed(out)` what
 `python -m steinvae.data.pack ROOT OUT` made of it; both give an `ImageDataset`, whose training
-split an `ImageLoader` turns into uint8 batches. No model of this package is for images of that size
-yet: `data.name` of a training run does not offer them.
+split an `ImageLoader` turns into uint8 batches; `load_images` is what `data.name image_folder`
+of a training run means.
 """
 
 from steinvae.data.images.faults import BadRecords
 from steinvae.data.images.load import load_image_folder
 from steinvae.data.images.loader import ImageBatch, ImageLoader
-from steinvae.data.images.packed import load_packed
+from steinvae.data.images.packed import load_images, load_packed
 from steinvae.data.images.split import IMAGENET_MEAN, ImageDataset, ImageSplit, centred
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "ImageSplit",
     "centred",
     "load_image_folder",
+    "load_images",
     "load_packed",
 ]

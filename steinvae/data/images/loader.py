@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -29,20 +29,29 @@ class ImageBatch(NamedTuple):
     """(B,) int64: positions in the split."""
 
 
+class Sampler(Protocol):
+    """Which images make up a minibatch."""
+
+    def indices(self, step: int) -> Tensor:
+        """(B,) int64 of minibatch `step` = 0, 1, ..., a pure function of the step."""
+        ...
+
+
 class Steps(Dataset[ImageBatch]):
     """Minibatch `step` as a pure function of (seed, step).
 
-    The images are those of `BatchSampler`; crop and flip of image i are a function of (seed, epoch,
-    i), so they do not depend on the batch size either.
+    The images are those of the sampler; crop and flip of image i are a function of (seed, epoch,
+    i), so they do not depend on the batch size either. Under a sampler without epochs, in which an
+    image may come often, every step is one.
     """
 
-    def __init__(self, split: ImageSplit, batch_size: int, seed: int) -> None:
-        self.split, self.seed = split, seed
-        self.sampler = BatchSampler(len(split), batch_size, seed)
+    def __init__(self, split: ImageSplit, sampler: Sampler, seed: int) -> None:
+        self.split, self.sampler, self.seed = split, sampler, seed
+        self._period = getattr(sampler, "steps_per_epoch", 1)
 
     def __getitem__(self, step: int) -> ImageBatch:
         indices = self.sampler.indices(step)
-        key = epoch_key(self.seed, step // self.sampler.steps_per_epoch)
+        key = epoch_key(self.seed, step // self._period)
         return ImageBatch(self.split.pixels(indices, key), self.split.labels[indices], indices)
 
 
@@ -60,6 +69,7 @@ class ImageLoader:
         workers: processes; 0 prepares batches in this one, when they are asked for.
         start: the first step.
         pin_memory: page-locked batches, for copies to a GPU that do not wait.
+        sampler: which images a minibatch has, in place of a `BatchSampler` of `batch_size`.
 
     Errors: ValueError for negative workers or start; of `ImageSplit.pixels` and `BatchSampler`.
     """
@@ -73,18 +83,24 @@ class ImageLoader:
         workers: int = 0,
         start: int = 0,
         pin_memory: bool = False,
+        sampler: Sampler | None = None,
     ) -> None:
         for name, value in (("workers", workers), ("start", start)):
             if value < 0:
                 raise ValueError(f"ImageLoader: {name} must be at least 0, got {value}")
-        self.steps = Steps(split, batch_size, seed)
+        self.sampler = sampler or BatchSampler(len(split), batch_size, seed)
+        self.steps = Steps(split, self.sampler, seed)
         self._workers, self._start, self._pin_memory = workers, start, pin_memory
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in one pass over the images."""
-        return self.steps.sampler.steps_per_epoch
+        """Full batches in one pass over the images; 1 under a sampler without epochs."""
+        return getattr(self.sampler, "steps_per_epoch", 1)
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        order = range(self._start, _LAST)
+        return self.from_step(self._start)
+
+    def from_step(self, start: int) -> Results[ImageBatch]:
+        """Minibatches `start`, `start` + 1, ..."""
+        order = range(start, _LAST)
         return Results(self.steps, order, self._workers, pin_memory=self._pin_memory)

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from steinvae._manifest import MANIFEST, check_file, read_manifest
-from steinvae.data.images.load import assemble
+from steinvae.data.images.faults import BadRecords
+from steinvae.data.images.load import assemble, load_image_folder
 from steinvae.data.images.split import ImageDataset
 
 FORMAT = 1
@@ -113,6 +114,29 @@ def load_packed(
         mean=(red, green, blue) if mean is None else mean,
         skipped=manifest["skipped"],
     )
+
+
+def load_images(
+    root: str | Path | None,
+    *,
+    side: int,
+    crop: int,
+    bad_records: BadRecords = "raise",
+    workers: int = 0,
+) -> ImageDataset:
+    """Images below `root`, packed ones where it holds a manifest, else as `load_image_folder`.
+
+    Errors: ValueError where there is no root, or where `side` is not that of packed images.
+    """
+    if root is None:
+        raise ValueError("data.root must be given for data.name image_folder: a tree or a tar")
+    if not (Path(root) / MANIFEST).is_file():
+        arguments: dict[str, Any] = {"bad_records": bad_records, "workers": workers}
+        return load_image_folder(root, side=side, crop=crop, **arguments)
+    packed = read_packed_manifest(Path(root))["side"]
+    if packed != side:
+        raise ValueError(f"data.side must be {packed}, that of the packed images, got {side}")
+    return load_packed(root, crop=crop)
 
 
 def read_packed_manifest(folder: Path) -> dict[str, Any]:

@@ -132,7 +132,11 @@ class ImageSplit:
         key = None
         if self.random and generator is not None:
             key = int(torch.randint(2**63 - 1, (), generator=generator))
-        return centred(self.pixels(indices, key), self.mean).flatten(1)
+        return self.as_input(self.pixels(indices, key))
+
+    def as_input(self, pixels: Tensor) -> Tensor:
+        """Crops (B, 3, S, S) uint8 as (B, X) float32, `centred`, on their device."""
+        return centred(pixels, self.mean).flatten(1)
 
     def _checked(self, indices: Tensor) -> Tensor:
         if indices.dtype != torch.int64 or indices.ndim != 1:
@@ -157,6 +161,11 @@ class ImageDataset(Dataset[ImageSplit]):
 
     skipped: Mapping[str, int] = field(default_factory=dict)
     """Files and labels left out, by reason."""
+
+    def pictures(self, x: Tensor) -> Tensor:
+        """What `ImageSplit.batch` centred, as intensities: (n, X) -> (n, X), 0 black, 1 full."""
+        mean = x.new_tensor(self.train.mean)[:, None] / 255
+        return (x.unflatten(1, (3, -1)) + mean).flatten(1)
 
     @property
     def title(self) -> str:

@@ -1,0 +1,68 @@
+"""Minibatches of a run, made while the one before is trained on where they come from files."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from steinvae.config import IN_FILES, Config
+from steinvae.data import Dataset, step_generator
+
+
+class Sampler(Protocol):
+    """Which examples make up a minibatch, a pure function of the step."""
+
+    def indices(self, step: int) -> Tensor:
+        """(B,) int64 of minibatch `step`."""
+        ...
+
+
+class Feed:
+    """The examples of minibatch `step` = 0, 1, ... on the device, from (seed, step) alone.
+
+    Splits in memory are indexed at once. Images in files are prepared by `data.workers` processes,
+    in order; a step that is not the next one, after a resume for example, starts them again there.
+    """
+
+    def __init__(
+        self, config: Config, dataset: Dataset, sampler: Sampler, device: torch.device
+    ) -> None:
+        self._split, self._seed, self._device = dataset.train, config.seed, device
+        self._sampler = sampler
+        self._loader: Any = None
+        if config.data.name == IN_FILES:
+            from steinvae.data.images import ImageLoader  # Pillow is not needed otherwise
+
+            self._loader = ImageLoader(
+                self._split,
+                config.trainer.batch_size,
+                config.seed,
+                workers=config.data.workers,
+                pin_memory=device.type == "cuda",
+                sampler=sampler,
+            )
+        self._ahead: Any = None
+        self._next = 0
+
+    def __call__(self, step: int) -> Tensor:
+        """(B, X) float32 on the device."""
+        if self._loader is None:
+            generator = step_generator(self._seed, step, "binarization")
+            return self._split.batch(self._sampler.indices(step), generator).to(self._device)
+        return self._split.as_input(self._prepared(step).to(self._device, non_blocking=True))
+
+    def _prepared(self, step: int) -> Tensor:
+        """(B, 3, side, side) uint8."""
+        if self._ahead is None or step != self._next:
+            self.close()
+            self._ahead = self._loader.from_step(step)
+        self._next = step + 1
+        return next(self._ahead).pixels
+
+    def close(self) -> None:
+        """End the processes; a later step starts others."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None

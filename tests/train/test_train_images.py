@@ -1,0 +1,190 @@
+"""Training on images in files: from folders or packed, resumed to the bit, with labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from steinvae import checkpoint
+from steinvae.config import Config, DataConfig, EvaluationConfig, MethodConfig, ModelConfig
+from steinvae.data.images.packing import pack
+from steinvae.labels.pooled import PooledLabels
+from steinvae.run import load_data, load_model, read_config, run
+from steinvae.sample import main as sample
+from steinvae.trainer import Trainer
+from tests.images.trees import encode
+
+CLASSES, TRAIN, VAL, SIDE = 3, 24, 6, 18
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """Classes that differ in colour, so that a few updates tell them apart."""
+    root, stream = tmp_path_factory.mktemp("images"), np.random.RandomState(0)
+    for split, count in (("train", TRAIN), ("val", VAL)):
+        for label in range(CLASSES):
+            place = root / split / f"n{label}"
+            place.mkdir(parents=True)
+            for number in range(count):
+                pixels = stream.randint(0, 90, (SIDE, SIDE, 3)).astype(np.uint8)
+                pixels[..., label] += 120
+                (place / f"{number}.png").write_bytes(encode(pixels))
+    return root
+
+
+@pytest.fixture
+def images(tiny, tree) -> Callable[..., Config]:
+    """Two stages, codes of 2 x 2 x 3, half of the labels."""
+    base = Config(
+        data=DataConfig(
+            name="image_folder", root=str(tree), side=SIDE, crop=16, label_fraction=0.5
+        ),
+        model=ModelConfig(
+            network="residual",
+            encoder="concat",
+            codes=12,
+            hidden=(4, 6),
+            stack=1,
+            label_kernels=8,
+        ),
+        method=MethodConfig(code_particles=2, theta_particles=2, pairing="strat", kernel_block=2),
+        trainer=replace(tiny().trainer, max_steps=8, baseline="none"),
+        evaluation=EvaluationConfig(
+            images=6, samples=5, validation_images=3, validation_samples=5, proposal="diagonal"
+        ),
+    )
+
+    def make(**changes) -> Config:
+        sections = {
+            name: replace(getattr(base, name), **value) if isinstance(value, dict) else value
+            for name, value in changes.items()
+        }
+        return replace(base, **sections)
+
+    return make
+
+
+def trained(config: Config, run_dir: Path, steps: int, *, resumed: bool = False) -> Trainer:
+    """A trainer after so many updates in all."""
+    trainer = Trainer(config, load_data(config), run_dir)
+    if resumed:
+        assert trainer.resume()
+    for step in range(trainer.step, steps):
+        trainer.update(step, monitor=False)
+        trainer.step = step + 1
+    return trainer
+
+
+@pytest.mark.parametrize("method", ["stein_vae", "vae"])
+def test_run_leaves_what_readers_need(method, images, tmp_path, capsys):
+    """Label errors, pictures in colour, and a model that gives the same again."""
+    run_dir, (result,) = run(images(method={"name": method}, run_dir=str(tmp_path / "run")))
+    assert result["data_set"] == "image_folder"
+    assert result["nll"]["estimator"] == "iw_d(5)"
+    assert np.isfinite(result["nll"]["value"])
+    assert result["labels"]["per_class"] == [12, 12, 12]
+    assert result["labels"]["images"] == CLASSES * VAL
+    assert 0 <= result["labels"]["error"] <= 1
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert any("validation/label_error" in line for line in lines)
+    for picture in ("samples", "confusion", "uncertain", "code_map"):
+        assert (run_dir / f"{picture}.png").stat().st_size > 500
+    config = read_config(run_dir)
+    networks = load_model(run_dir, config, 3 * 16**2, CLASSES)
+    assert isinstance(networks.labels, PooledLabels)
+    assert not networks.encoder.training
+    assert any(name.endswith("variance") for name in networks.tensors())
+    assert (networks.tensors()["statistics"] != 0).any()
+    assert (
+        sample(["--run_dir", str(run_dir), "--output", str(tmp_path / "x.png"), "--count", "4"])
+        == 0
+    )
+    capsys.readouterr()
+
+
+def test_colours_are_learned(images, tmp_path):
+    """Forty updates of 16 images: nearly all test images are right, where a third is chance."""
+    config = images(trainer={"max_steps": 40}, optimizer={"learning_rate": 1e-2, "decay_steps": 40})
+    trainer = trained(config, tmp_path, 40)
+    assert trainer.labelled is not None
+    assert trainer.labelled.validate(trainer.networks)["validation/label_error"] < 0.4
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_resumed_run_is_the_uninterrupted_one(labelled, images, tree, tmp_path):
+    """Bit for bit: decoders, statistics, encoder, label decoders, Adam; from packed images and
+    labels, with a process that reads ahead, or from files without any of that."""
+    config = images(data={} if labelled else {"label_fraction": None})
+    if labelled:
+        pack(tree, tmp_path / "packed", side=SIDE)
+        config = replace(config, data=replace(config.data, root=str(tmp_path / "packed")))
+    whole = trained(config, tmp_path / "whole", 6)
+    trained(config, tmp_path / "parts", 3).save()
+    ahead = replace(config, data=replace(config.data, workers=int(labelled)))
+    again = trained(ahead, tmp_path / "parts", 6, resumed=True)
+    again._feed.close()
+    for (name, one), other in zip(whole.tensors().items(), again.tensors().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("method", ["stein_viwae", "iwae", "supervised"])
+def test_other_methods_take_updates(method, images, tmp_path):
+    labels = {"label_fraction": None} if method == "iwae" else {}
+    config = images(method={"name": method, "pairing": "full"}, data=labels)
+    trainer = trained(config, tmp_path, 1)
+    stats = trainer.update(1, monitor=True)
+    assert np.isfinite(list(stats.values())).all()
+    assert ("effective_samples" in stats) == (method != "supervised")
+
+
+def test_checkpoint_has_the_statistics(images, tmp_path):
+    trained(images(), tmp_path, 2).save()
+    saved = checkpoint.latest(tmp_path)
+    assert saved is not None
+    tensors = checkpoint.load(saved).tensors
+    assert tensors["statistics"].shape[0] == 2
+    assert {"encoder.down.first.norm.mean", "labels.theta"} <= set(tensors)
+
+
+def test_kernels_are_cut_within_places(images, tmp_path):
+    """12 codes are 4 places of 3 planes: whole, by place, or by groups of planes at a place."""
+    trainer = trained(images(), tmp_path, 0)
+    cut = {
+        block: trainer.networks.kernel_blocks(replace(trainer.config.method, kernel_block=block))
+        for block in (0, 2, 3, 8)
+    }
+    assert cut == {0: (12,), 2: (2, 1) * 4, 3: (3,) * 4, 8: (3,) * 4}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model": {"network": "mlp", "stack": None, "label_kernels": None}}, "--preset imagenet"),
+        ({"data": {"name": "digits"}}, "model.network"),
+        ({"method": {"name": "planar_flow"}}, "method.name"),
+        ({"evaluation": {"proposal": "fitted"}}, "evaluation.proposal must be diagonal"),
+        ({"model": {"encoder": "flow"}}, "model.encoder"),
+        ({"data": {"crop": 20}}, "data.crop"),
+    ],
+)
+def test_what_does_not_go_together_is_named(changes, named, images):
+    with pytest.raises(ValueError, match=named):
+        images(**changes)
+
+
+def test_sizes_are_named(images, tree, tmp_path):
+    config = images(data={"crop": 12})
+    with pytest.raises(ValueError, match=r"data\.crop must be a multiple of 8"):
+        Trainer(config, load_data(config), tmp_path)
+    pack(tree, tmp_path / "packed", side=SIDE)
+    other = images(data={"root": str(tmp_path / "packed"), "side": 17})
+    with pytest.raises(ValueError, match=r"data\.side must be 18"):
+        load_data(other)
+    with pytest.raises(ValueError, match=r"data\.root must be given"):
+        load_data(images(data={"root": None}))
