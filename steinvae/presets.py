@@ -111,15 +111,26 @@ def imagenet() -> Config:
 
 
 def tiny_imagenet() -> Config:
-    """The same nets with smaller numbers, for 64 x 64: three stages, codes of 4 x 4 x 16."""
+    """The same nets with smaller numbers, for 64 x 64: three stages, codes of 4 x 4 x 16.
+
+    zeta is 16 times the paper's X/(C rho) at 40 classes: minutes of training are too few for the
+    labels otherwise (docs/table4.md).
+    """
     base = imagenet()
     return replace(
         base,
         preset="tiny_imagenet",
         data=replace(base.data, side=64, crop=64, workers=0),
-        model=replace(base.model, codes=4 * 4 * 16, hidden=(32, 64, 128), label_kernels=256),
+        model=replace(
+            base.model, codes=4 * 4 * 16, hidden=(16, 32, 64), stack=2, label_kernels=256
+        ),
         method=replace(
-            base.method, code_particles=2, theta_particles=2, label_particles=5, kernel_block=16
+            base.method,
+            code_particles=2,
+            theta_particles=2,
+            label_particles=5,
+            kernel_block=16,
+            zeta=10_000.0,
         ),
         optimizer=OptimizerConfig(learning_rate=3e-3, decay_steps=3000),
         trainer=replace(
