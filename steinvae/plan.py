@@ -34,8 +34,8 @@ WORDS_OF_A_DOCUMENT = {"20news": 65, "nyt": 121, "rcv1": 75}
 """T, different words of a training document, in the mean: what the work of deep_poisson goes with.
 """
 
-_FLOAT = 4
-_STATE_COPIES = 4  # parameters, both moments of Adam, and the best parameters so far
+BYTES = 4
+STATE_COPIES = 4  # parameters, both moments of Adam, and the best parameters so far
 _CODE_COPIES = 6  # noise, codes, their scores from the decoders and in all, direction, cotangent
 _DRAWN_COPIES = 2  # noise and codes
 
@@ -91,7 +91,7 @@ class Plan:
         """
         density = self.density_bytes + _DRAWN_COPIES * self.code_bytes
         decoding = self.decoding_bytes + self.decoder_bytes + _DRAWN_COPIES * self.code_bytes
-        moved = 2 * self.decoder_bytes + _FLOAT * self.encoder_parameters
+        moved = 2 * self.decoder_bytes + BYTES * self.encoder_parameters
         directions = moved + _CODE_COPIES * self.code_bytes
         return self.encoder_bytes + max(density, decoding, directions)
 
@@ -121,6 +121,10 @@ class Plan:
 def make_plan(config: Config) -> Plan:
     """The plan of one update; nothing is drawn, loaded or allocated."""
     model, method, settings = config.model, config.method, config.trainer
+    if model.network == "residual":
+        from steinvae.image_plan import make_image_plan  # which needs this module
+
+        return make_image_plan(config)
     if config.data.name not in PIXELS:
         raise ValueError(f"--plan: data.name must be one of {sorted(PIXELS)}; others are not read")
     pixels, images = PIXELS[config.data.name], settings.batch_size
@@ -154,13 +158,13 @@ def make_plan(config: Config) -> Plan:
         validation_passes=validation * method.decoders,
         flops=3 * 2 * passes * shape.products,
         images_at_once=at_once,
-        decoding_bytes=_FLOAT * shape.activations(at_once, pairs),
+        decoding_bytes=BYTES * shape.activations(at_once, pairs),
         encoder_images_at_once=drawn_at_once,
-        encoder_bytes=_FLOAT * drawn_at_once * of_image,
-        density_bytes=_FLOAT * _tangents(model, images * samples) if exact else 0,
-        code_bytes=_FLOAT * images * samples * model.codes,
-        decoder_bytes=_FLOAT * method.decoders * shape.parameters,
-        state_bytes=_FLOAT * _STATE_COPIES * parameters,
+        encoder_bytes=BYTES * drawn_at_once * of_image,
+        density_bytes=BYTES * _tangents(model, images * samples) if exact else 0,
+        code_bytes=BYTES * images * samples * model.codes,
+        decoder_bytes=BYTES * method.decoders * shape.parameters,
+        state_bytes=BYTES * STATE_COPIES * parameters,
     )
 
 

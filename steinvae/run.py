@@ -24,6 +24,7 @@ from steinvae.config_tree import from_dict, to_dict
 from steinvae.data import CountDataset, Dataset, load, step_generator
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.folder import check_same, choose_run_dir
+from steinvae.image_plan import advice
 from steinvae.labels.results import label_results, write_chosen
 from steinvae.logging import JSONL, MetricsWriter, Progress, tensorboard_writer
 from steinvae.networks import Networks, build_networks
@@ -63,6 +64,9 @@ def run(config: Config, world: World | None = None) -> tuple[Path, list[dict[str
                 run_dir = world.agree(run_dir)
             if leads:
                 stack.enter_context(lock_run_dir(run_dir))
+            against = advice(config)
+            if against is not None:
+                raise ValueError(against)
             dataset = load_data(config)
             trainer = prepare(config, dataset, run_dir, world)
             folder = run_dir / f"baseline-{config.trainer.baseline}"

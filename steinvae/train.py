@@ -33,10 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     planned = "--plan" in arguments
     config = parse_config("train", DESCRIPTION, [item for item in arguments if item != "--plan"])
     if planned:
-        from steinvae.plan import make_plan
-
-        print(make_plan(config).report())
-        return 0
+        return plan(config)
     from steinvae.nonfinite import NonFiniteError  # torch: not needed for --help and usage errors
     from steinvae.run import SetupError, run
 
@@ -51,6 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     for result in results:
         print(summary(result))
     return 0
+
+
+def plan(config: Config) -> int:
+    """Print what an update costs; 1 where this device cannot hold it."""
+    from steinvae.image_plan import advice
+    from steinvae.plan import make_plan
+
+    print(make_plan(config).report())
+    against = advice(config)
+    if against:
+        print(f"steinvae.train: {against}", file=sys.stderr)
+    return 1 if against else 0
 
 
 def processes(config: Config) -> AbstractContextManager[World | None]:

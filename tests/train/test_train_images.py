@@ -13,8 +13,12 @@ import torch
 
 from steinvae import checkpoint
 from steinvae.config import Config, DataConfig, EvaluationConfig, MethodConfig, ModelConfig
+from steinvae.data.images.faults import Faults
+from steinvae.data.images.listing import read_bytes, walk
 from steinvae.data.images.packing import pack
 from steinvae.labels.pooled import PooledLabels
+from steinvae.networks import build_networks
+from steinvae.presets import load_preset
 from steinvae.run import load_data, load_model, read_config, run
 from steinvae.sample import main as sample
 from steinvae.trainer import Trainer
@@ -188,3 +192,31 @@ def test_sizes_are_named(images, tree, tmp_path):
         load_data(other)
     with pytest.raises(ValueError, match=r"data\.root must be given"):
         load_data(images(data={"root": None}))
+
+
+def test_nets_of_the_appendix_take_a_step_on_photographs(data_root, tmp_path):
+    """Everything at its printed size but M = 2 and four images: 224 x 224, 25,088 codes, 1,000
+    classes. About 3 seconds and 2 GB."""
+    sample = data_root / "imagenet_sample/imagenet_sample_short256_q92.tar"
+    if not sample.exists():
+        pytest.skip("imagenet_sample is not in the directory of the real data")
+    files = [(folder, own) for folder in walk(sample, Faults()) for own in folder.members][:12]
+    for number, (folder, own) in enumerate(files):
+        split = "val" if number >= 10 else "train"
+        place = tmp_path / "root" / split / f"n{number % 2}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / own.name).write_bytes(read_bytes(folder.container, own))
+    base = load_preset("imagenet")
+    method = replace(base.method, code_particles=2, theta_particles=2, label_particles=1)
+    data = replace(base.data, root=str(tmp_path / "root"), workers=0, label_fraction=0.5)
+    settings = replace(base.trainer, batch_size=4, device="cpu")
+    config = replace(base, data=data, method=method, trainer=settings)
+    networks = build_networks(config, 3 * 224**2, "cpu", 1000)
+    count = networks.parameter_count()
+    assert count["labels"] == 512 * 2048 + 2048 + 2048 * 1000 + 1000
+    assert len(networks.kernel_blocks(method)) == 7 * 7 * 8
+    trainer = Trainer(config, load_data(config), tmp_path / "run", networks)
+    stats = trainer.update(0, monitor=True)
+    assert np.isfinite(list(stats.values())).all()
+    assert trainer.networks.theta.flat.isfinite().all()
+    assert trainer.batch(0).pixels.shape == (4, 3 * 224**2)

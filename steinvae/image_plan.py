@@ -1,0 +1,137 @@
+"""The plan of an update of the all-convolutional nets, and whether a device can hold it."""
+
+from __future__ import annotations
+
+import os
+from itertools import pairwise
+from math import prod
+
+import torch
+
+from steinvae.config import Config
+from steinvae.image_networks import STACK
+from steinvae.labels.heads import KERNELS as LABEL_KERNELS
+from steinvae.models.residual import GaussianResidual
+from steinvae.models.stages import (
+    COLOURS,
+    FIRST,
+    KERNEL,
+    Down,
+    code_planes,
+    code_side,
+    kept_numbers,
+)
+from steinvae.plan import BYTES, STATE_COPIES, Plan
+
+CLASSES = 1000
+"""Of the labels that are planned; those of a data set are not known before it is read."""
+
+_OF_IMAGE = 4  # mean image, its distance from the image, their square, and a gradient
+
+
+def make_image_plan(config: Config) -> Plan:
+    """As `plan.make_plan`, for model.network residual. Nothing is allocated."""
+    model, method, side = config.model, config.method, config.data.crop
+    stack = STACK if model.stack is None else model.stack
+    pixels, images = COLOURS * side**2, config.trainer.batch_size
+    noise = side**2 if method.encoder_kind(model) == "concat" else model.codes
+    decoder = sum(
+        prod(own.shape)
+        for own in GaussianResidual(model.codes, model.hidden, pixels, stack).parameters
+    )
+    encoder = _encoder_parameters(config, stack)
+    samples = method.codes_per_image
+    dealt = method.is_stein and method.pairing == "strat"
+    seen = samples // method.theta_particles if dealt else samples  # by a decoder
+    pairs = samples if dealt else samples * method.decoders
+    together = (images + 1) // 2 if config.data.labelled else images  # halves take turns
+    rows = images * (samples if noise != model.codes else 1)  # of the encoder
+    kept = kept_numbers(model.hidden, stack, side, recompute=config.trainer.recompute)
+    wide = BYTES if config.trainer.precision == "float32" else 2  # of an activation
+    exact = seen * _OF_IMAGE * pixels + 2 * pairs * model.codes
+    decoding = together * (wide * seen * kept + BYTES * exact)
+    labels = _label_parameters(config) if config.data.labelled else 0
+    validation = config.evaluation.validation_images * config.evaluation.validation_samples
+    return Plan(
+        decoders=method.decoders,
+        decoder_parameters=decoder,
+        encoder_parameters=encoder,
+        codes=samples,
+        images=images,
+        decoder_passes=images * pairs,
+        validation_passes=validation * method.decoders,
+        flops=3 * 2 * images * pairs * _products(config, stack),
+        images_at_once=together,
+        decoding_bytes=decoding,
+        encoder_images_at_once=images,
+        encoder_bytes=wide * rows * kept + BYTES * images * samples * noise,
+        density_bytes=0,
+        code_bytes=BYTES * images * samples * model.codes,
+        decoder_bytes=BYTES * method.decoders * decoder,
+        state_bytes=BYTES * STATE_COPIES * (method.decoders * decoder + encoder + labels),
+    )
+
+
+def advice(config: Config, available: int | None = None) -> str | None:
+    """Why an update does not fit the device, and what would help; None where it does.
+
+    `available` bytes are those of the device of `trainer.device` by default.
+    """
+    if config.model.network != "residual":
+        return None
+    available = device_bytes(config.trainer.device) if available is None else available
+    planned = make_image_plan(config).total_bytes
+    if planned <= available:
+        return None
+    helps = [] if config.trainer.recompute else ["--trainer.recompute true"]
+    if config.trainer.precision == "float32":
+        helps.append("--trainer.precision bfloat16")
+    if config.method.is_stein and config.method.pairing == "full" and config.method.decoders > 1:
+        helps.append("--method.pairing strat")
+    helps.append("a smaller trainer.batch_size")
+    helps.append("fewer method.code_particles or theta_particles")
+    return (
+        f"an update needs about {planned / 1e9:.1f} GB, the device has {available / 1e9:.1f} GB; "
+        f"try {', '.join(helps)} (--plan shows what takes it)"
+    )
+
+
+def device_bytes(device: str) -> int:
+    """Memory of the GPU that `trainer.device` means, else of the machine."""
+    if device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _encoder_parameters(config: Config, stack: int) -> int:
+    model, side = config.model, config.data.crop
+    planes = code_planes(model.codes, code_side(side, len(model.hidden)))
+    plane = config.method.encoder_kind(model) == "concat"
+    with torch.device("meta"):
+        out = planes if plane else model.hidden[-1]
+        net = Down(COLOURS + int(plane), model.hidden, stack, out)
+    heads = 0 if plane else 2 * planes * (model.hidden[-1] + 1)
+    return sum(own.numel() for own in net.parameters()) + heads
+
+
+def _label_parameters(config: Config) -> int:
+    model = config.model
+    planes = code_planes(model.codes, code_side(config.data.crop, len(model.hidden)))
+    kernels = model.label_kernels or LABEL_KERNELS
+    return config.method.label_decoders * ((planes + 1) * kernels + (kernels + 1) * CLASSES)
+
+
+def _products(config: Config, stack: int) -> int:
+    """Multiplications of a decoder's pass over one code."""
+    hidden, side = config.model.hidden, config.data.crop
+    sides = [code_side(side, number + 1) for number in range(len(hidden))]
+    stacks = sum(
+        stack * KERNEL**2 * planes**2 * own**2 for planes, own in zip(hidden, sides, strict=True)
+    )
+    halving = sum(
+        KERNEL**2 * a * b * own**2 for (a, b), own in zip(pairwise(hidden), sides[1:], strict=True)
+    )
+    first = FIRST**2 * COLOURS * hidden[0] * sides[0] ** 2
+    planes = config.model.codes // sides[-1] ** 2
+    narrow = 0 if planes == hidden[-1] else planes * hidden[-1] * sides[-1] ** 2
+    return first + stacks + halving + narrow

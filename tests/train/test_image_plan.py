@@ -1,0 +1,101 @@
+"""The plan of the all-convolutional nets: the appendix's numbers, real networks, real updates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from steinvae import train
+from steinvae.config import Config
+from steinvae.gradients import Batch
+from steinvae.image_plan import advice, make_image_plan
+from steinvae.labels.objectives import labelled_objective
+from steinvae.labels.task import LabelTask
+from steinvae.networks import build_networks
+from steinvae.optimizer import Optimizer
+from steinvae.presets import load_preset
+from tests.train.test_plan_memory import peak_bytes
+
+
+def scaled(**settings) -> Config:
+    """Tiny ImageNet's nets; keywords are settings of `method`, but for recompute."""
+    base, recompute = load_preset("tiny_imagenet"), settings.pop("recompute", False)
+    method = replace(base.method, **settings)
+    return replace(base, method=method, trainer=replace(base.trainer, recompute=recompute))
+
+
+def test_nets_of_the_appendix_cost_what_they_cost():
+    """METHOD of the field: 3.2 GFLOP forward; 10.96 million weights, and biases and gains."""
+    plan = make_image_plan(load_preset("imagenet"))
+    gains = 3 * 4 * sum((64, 128, 256, 512)) + 3 * sum((64, 128, 256, 512))
+    assert plan.encoder_parameters - 10_961_152 < 3 * (gains + 600)
+    assert (plan.decoders, plan.codes, plan.decoder_passes) == (20, 20, 64 * 20)
+    assert plan.flops / (6 * 64 * 20) == pytest.approx(1.6e9, rel=0.05)
+
+
+@pytest.mark.parametrize("method", ["stein_vae", "vae"])
+def test_parameters_are_those_of_the_networks(method):
+    config = scaled(name=method)
+    plan = make_image_plan(config)
+    count = build_networks(config, 3 * 64**2, "cpu", 1000).parameter_count()
+    assert plan.decoder_parameters == count["decoder"]
+    assert plan.decoders * plan.decoder_parameters == count["decoders"]
+    assert plan.encoder_parameters == count["encoder"]
+    total = count["decoders"] + count["encoder"] + count["labels"]
+    assert plan.state_bytes == 4 * 4 * total
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"recompute": True},
+        {"pairing": "full", "code_particles": 4},
+        {"name": "vae"},
+    ],
+    ids=["dealt", "computed again", "all pairs", "vae"],
+)
+def test_an_update_holds_what_the_plan_says(settings):
+    """Planned over measured. More is planned than is held: not all outputs are kept thrice."""
+    config = scaled(**settings)
+    networks = build_networks(config, 3 * 64**2, "cpu", 40)
+    optimizer = Optimizer(networks, config.optimizer)
+    update = labelled_objective(config.method.name, LabelTask(100, 900, 600.0))
+    images, samples = config.trainer.batch_size, config.method.codes_per_image
+    wide = getattr(networks.encoder, "noise_dimension", config.model.codes)
+
+    def step() -> None:
+        batch = Batch(
+            0.25 * torch.randn(images, 3 * 64**2),
+            torch.randn(images, samples, wide),
+            torch.randperm(config.method.code_particles),
+            labels=torch.arange(images // 2),
+        )
+        with networks.training():
+            found = update(networks, batch, config.method, 1000)
+        optimizer.apply(0, found.theta, found.eta, found.labels)
+
+    step()
+    ratio = make_image_plan(config).step_bytes / peak_bytes(step)
+    assert 0.85 < ratio < 1.4, ratio
+
+
+def test_what_does_not_fit_is_refused_with_advice(capsys, monkeypatch):
+    config = load_preset("imagenet")
+    kept = replace(config, trainer=replace(config.trainer, recompute=False))
+    assert advice(config, 141 * 10**9) is None  # one H200
+    viwae = replace(config.method, name="stein_viwae", importance_samples=10)
+    half = replace(config.trainer, precision="bfloat16")
+    assert advice(replace(config, method=viwae), 141 * 10**9) is not None
+    assert advice(replace(config, method=viwae, trainer=half), 141 * 10**9) is None
+    text = advice(replace(kept, trainer=replace(kept.trainer, batch_size=512)), 80 * 10**9)
+    assert text is not None
+    assert "--trainer.recompute true" in text
+    assert advice(load_preset("paper"), 1) is None  # planned by other means
+    monkeypatch.setattr("steinvae.image_plan.device_bytes", lambda device: 10**9)
+    assert train.main(["--preset", "imagenet", "--plan"]) == 1
+    shown = capsys.readouterr()
+    assert "memory: in all, about:" in shown.out
+    assert "a smaller trainer.batch_size" in shown.err
