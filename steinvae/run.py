@@ -152,6 +152,7 @@ def follow(trainer: Trainer, stop: StopRequest) -> None:
 
 def finish(trainer: Trainer) -> dict[str, Any]:
     """Select the best parameters, test them, and write the model, the pictures and result.json."""
+    trainer.close()
     run_dir, dataset, networks = trainer.run_dir, trainer.dataset, trainer.networks
     selected = trainer.select()
     save_model(run_dir, networks)

@@ -242,6 +242,10 @@ class Trainer:
         self.networks.load(self._best)
         return self.state["best_step"]
 
+    def close(self) -> None:
+        """End the processes that read ahead, if any."""
+        self._feed.close()
+
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint holds, by name."""
         best = {f"best.{name}": tensor for name, tensor in self._best.items()}

@@ -61,7 +61,8 @@ def draw(records: Sequence[Record]) -> str:
     sections = []
     for (crop, budget), part in sorted(parts.items()):
         found = group(part)
-        title = f"### {_TITLES[crop]}: {_TIMES[budget]}"
+        size = _TITLES.get(crop, f"{crop} x {crop}")
+        title = f"### {size}: {_TIMES[budget]}"
         sections += [title, _accuracy(found), _caption(found), _quality(found), _tests(found)]
     return "\n\n".join([*sections, PAPER_NOTE] if sections else ["Not measured yet."])
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from steinvae import checkpoint
-from steinvae.config import Config, DataConfig, EvaluationConfig, MethodConfig, ModelConfig
+from steinvae.config import Config
 from steinvae.data.images.faults import Faults
 from steinvae.data.images.listing import read_bytes, walk
 from steinvae.data.images.packing import pack
@@ -22,47 +22,18 @@ from steinvae.presets import load_preset
 from steinvae.run import load_data, load_model, read_config, run
 from steinvae.sample import main as sample
 from steinvae.trainer import Trainer
-from tests.images.trees import encode
-
-CLASSES, TRAIN, VAL, SIDE = 3, 24, 6, 18
+from tests.train.image_trees import CLASSES, SIDE, VAL, small_config, write_tree
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
-    """Classes that differ in colour, so that a few updates tell them apart."""
-    root, stream = tmp_path_factory.mktemp("images"), np.random.RandomState(0)
-    for split, count in (("train", TRAIN), ("val", VAL)):
-        for label in range(CLASSES):
-            place = root / split / f"n{label}"
-            place.mkdir(parents=True)
-            for number in range(count):
-                pixels = stream.randint(0, 90, (SIDE, SIDE, 3)).astype(np.uint8)
-                pixels[..., label] += 120
-                (place / f"{number}.png").write_bytes(encode(pixels))
-    return root
+    return write_tree(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture
 def images(tiny, tree) -> Callable[..., Config]:
-    """Two stages, codes of 2 x 2 x 3, half of the labels."""
-    base = Config(
-        data=DataConfig(
-            name="image_folder", root=str(tree), side=SIDE, crop=16, label_fraction=0.5
-        ),
-        model=ModelConfig(
-            network="residual",
-            encoder="concat",
-            codes=12,
-            hidden=(4, 6),
-            stack=1,
-            label_kernels=8,
-        ),
-        method=MethodConfig(code_particles=2, theta_particles=2, pairing="strat", kernel_block=2),
-        trainer=replace(tiny().trainer, max_steps=8, baseline="none"),
-        evaluation=EvaluationConfig(
-            images=6, samples=5, validation_images=3, validation_samples=5, proposal="diagonal"
-        ),
-    )
+    """`small_config`; keywords are sections with the fields to change, as dictionaries."""
+    base = small_config(tree, tiny().trainer)
 
     def make(**changes) -> Config:
         sections = {
@@ -132,7 +103,7 @@ def test_resumed_run_is_the_uninterrupted_one(labelled, images, tree, tmp_path):
     trained(config, tmp_path / "parts", 3).save()
     ahead = replace(config, data=replace(config.data, workers=int(labelled)))
     again = trained(ahead, tmp_path / "parts", 6, resumed=True)
-    again._feed.close()
+    again.close()
     for (name, one), other in zip(whole.tensors().items(), again.tensors().values(), strict=True):
         assert torch.equal(one, other), name
 

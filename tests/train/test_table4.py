@@ -1,0 +1,101 @@
+"""Table 4: its cells, the paper's numbers, what the drawing says, a run that is not repeated."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from steinvae.config import CLASSES as IN_MEMORY
+from steinvae.experiments import table4, table4_cells
+from steinvae.experiments.table4_draw import PAPER, draw, group, paper_error
+from tests.train.image_trees import CLASSES, VAL, small_config, write_tree
+
+
+def test_cells_differ_in_what_is_compared_alone():
+    cells = table4_cells.cells(table4_cells.BUDGETS["gpu"], None, range(5))
+    assert len(cells) == 5 * 7 * 3
+    assert len({(cell.row, cell.config.seed) for cell in cells}) == len(cells)
+    first = cells[0].config
+    assert replace(first, method=cells[1].config.method) == cells[1].config
+    assert len({cell.config.method.codes_per_image for cell in cells}) == 1
+    for cell in cells:
+        assert cell.config.data.split_seed == cell.config.seed
+        assert f"{100 * (cell.config.data.label_fraction or 0):.0f} %" in cell.row
+
+
+def test_nets_of_the_appendix_are_the_papers_setting():
+    (cell,) = table4_cells.cells(
+        table4_cells.BUDGETS["gpu"], None, (0,), "imagenet", (10,), ("Stein VAE",)
+    )
+    method, model = cell.config.method, cell.config.model
+    assert (method.theta_particles, method.code_particles) == (20, 20)
+    assert (model.hidden, model.codes, cell.config.data.crop) == ((64, 128, 256, 512), 25_088, 224)
+    assert cell.setting()["crop"] == 224
+    assert "image_folder" not in IN_MEMORY
+
+
+def test_numbers_of_the_paper():
+    assert paper_error("Stein VAE, imagenet, 1 %") == pytest.approx(1 - 0.3644)
+    assert paper_error("Stein VIWAE, imagenet, 40 %") == pytest.approx(1 - 0.5821)
+    assert paper_error("VAE, tiny_imagenet, 10 %") is None
+    assert {len(row) for row in PAPER.values()} == {7}
+
+
+def record(method: str, split: int, error: float, share: float = 0.1, crop: int = 64) -> list:
+    setting = {"label_fraction": share, "steps": 4500, "budget": "cpu", "crop": crop}
+    base = {"method": method, "seed": split, "setting": setting, "n": 2000}
+    values = dict.fromkeys(("label_nll", "label_ece", "single_nll", "temperature"), 0.1)
+    values |= {"label_error": error, "single_error": error, "classes": 40}
+    values |= {"calibrated_nll": 0.1, "calibrated_ece": 0.1, "parameters": 123456}
+    values |= {"cpu_seconds": 480.0}
+    return [base | {"metric": name, "value": value} for name, value in values.items()]
+
+
+def test_table_shows_accuracy_beside_the_paper_and_chance():
+    lines = record("stein_vae", 0, 0.90) + record("stein_vae", 1, 0.86) + record("vae", 0, 0.91)
+    lines += record("vae", 0, 0.5, 0.2, 224)
+    text = draw(lines)
+    rows = [" ".join(line.split()) for line in text.splitlines() if line.startswith("|")]
+    assert "| Stein VAE | 12.00 ± 2.83 |" in rows
+    assert "| Stein VAE, paper, 1,000 classes | 47.83 ± 0.88 |" in rows
+    assert any("Stein VAE - VAE | 1 | -1.00 | 1.000 | nothing shown" in row for row in rows)
+    assert "2,000 test images of 40 classes (chance: 2.5 %)" in text
+    assert text.index("Tiny ImageNet, 64 x 64") < text.index("ImageNet, 224 x 224")
+    assert group(lines)["VAE", 20][0]["label_error"] == 0.5
+    assert draw([]) == "Not measured yet."
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"budget": "huge"}, "budget must be one of"),
+        ({"nets": "resnet"}, "nets must be one of"),
+        ({"percent": "3"}, "percent must be among 1,2,5,10,20,30,40"),
+        ({"minutes": 0.0}, "minutes must be positive"),
+        ({"splits": 0}, "splits must be at least 1"),
+    ],
+)
+def test_wrong_options_are_named(options, text, tmp_path):
+    with pytest.raises(ValueError, match=text):
+        table4.run(None, (0,), tmp_path / "x.jsonl", tmp_path, **options)
+
+
+def test_cells_are_run_once(tmp_path, monkeypatch, capsys, tiny):
+    """Records land cell by cell with the steps that the minutes gave; again trains nothing."""
+    small = small_config(write_tree(tmp_path / "tree"), tiny().trainer)
+    monkeypatch.setattr(table4_cells, "base", lambda budget, nets, root: small)
+    monkeypatch.setattr("steinvae.experiments.pilot._TIMED", 1)
+    output = tmp_path / "table4.jsonl"
+    arguments = (None, (0,), output, tmp_path / "runs")
+    options = {"percent": "20", "row": ["VAE"], "minutes": 1e-4}
+    text = table4.run(*arguments, **options)
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    found = {line["metric"]: line["value"] for line in lines}
+    assert {line["experiment"] for line in lines} == {"table4"}
+    assert (found["classes"], lines[0]["n"]) == (CLASSES, CLASSES * VAL)
+    assert not any("paper" in line for line in lines)
+    capsys.readouterr()
+    assert table4.run(*arguments, **options) == text
+    assert capsys.readouterr().out.count("already in") == 1
