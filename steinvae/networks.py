@@ -127,5 +127,9 @@ def compute_as(settings: TrainerConfig, networks: Networks) -> Networks:
     """The networks, told how to compute what `trainer` has a say in."""
     for part in (networks.model, networks.encoder):
         if isinstance(part, Computes):
-            part.compute(recompute=settings.recompute, bfloat16=settings.precision == "bfloat16")
+            part.compute(
+                recompute=settings.recompute,
+                bfloat16=settings.precision == "bfloat16",
+                compiled=settings.compile,
+            )
     return networks

@@ -91,6 +91,10 @@ class TrainerConfig:
     """Of the convolutions of model.network residual (autocast). Parameters, codes, likelihoods and
     Stein moves stay float32."""
 
+    compile: bool = False
+    """Compile the stages of model.network residual by torch.compile: about a minute at the first
+    step. Not with recompute."""
+
     threads: int = 1
     """CPU threads, 0 for all cores. One: the same bits on every machine, and small networks are no
     slower."""
@@ -98,6 +102,8 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "log_every", "validate_every", "checkpoint_every"):
             require(getattr(self, name) >= 1, f"trainer.{name}", "at least 1", getattr(self, name))
+        alone = not (self.compile and self.recompute)
+        require(alone, "trainer.compile", "false where trainer.recompute is true", self.compile)
         for name in ("keep_checkpoints", "nonfinite_limit"):
             require(getattr(self, name) >= 1, f"trainer.{name}", "at least 1", getattr(self, name))
         for name in ("monitor_every", "patience", "threads"):

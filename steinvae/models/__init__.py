@@ -77,6 +77,6 @@ class HasStatistics(Protocol):
 class Computes(Protocol):
     """A network that can compute the same in several ways."""
 
-    def compute(self, *, recompute: bool, bfloat16: bool) -> None:
-        """Settings `trainer.recompute` and `trainer.precision`."""
+    def compute(self, *, recompute: bool, bfloat16: bool, compiled: bool = False) -> None:
+        """Settings `trainer.recompute`, `trainer.precision` and `trainer.compile`."""
         ...

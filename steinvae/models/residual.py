@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from steinvae.models.closed_form import ClosedForm, Weigh
-from steinvae.models.stages import COLOURS, Up, code_planes, code_side, start_scale
+from steinvae.models.stages import COLOURS, COMPILER, Up, code_planes, code_side, start_scale
 from steinvae.particles import Parameter
 
 SPREAD = 0.25
@@ -73,9 +73,11 @@ class GaussianResidual:
         self.finest_blocks = (planes,) * places**2
         self._gradients = _Gradients(self.net)
 
-    def compute(self, *, recompute: bool, bfloat16: bool) -> None:
-        """See `models.Computes`."""
+    def compute(self, *, recompute: bool, bfloat16: bool, compiled: bool = False) -> None:
+        """See `models.Computes`. All decoders run one compiled graph."""
         self.net.up.recompute, self._bfloat16 = recompute, bfloat16
+        if compiled:
+            self.net.up.compile(backend=COMPILER)
 
     def _parameters(self) -> list[Parameter]:
         """Weights ~ N(0, 2 / fan_in) before a leaky ReLU, N(0, 1 / fan_in) elsewhere; else 0."""

@@ -22,6 +22,9 @@ from torch.utils.checkpoint import checkpoint
 from steinvae.models.conv import SLOPE
 
 COLOURS = 3
+COMPILER = "inductor"
+"""Backend of torch.compile, its default."""
+
 FIRST, FIRST_STRIDE = 7, 4
 """Kernel and stride next to the image."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from steinvae.models.residual import SPREAD, image_side
 from steinvae.models.stages import (
     COLOURS,
+    COMPILER,
     Down,
     code_planes,
     code_side,
@@ -30,9 +31,11 @@ class _Computes:
     down: Down
     _bfloat16 = False
 
-    def compute(self, *, recompute: bool, bfloat16: bool) -> None:
+    def compute(self, *, recompute: bool, bfloat16: bool, compiled: bool = False) -> None:
         """See `models.Computes`."""
         self.down.recompute, self._bfloat16 = recompute, bfloat16
+        if compiled:
+            self.down.compile(backend=COMPILER)
 
 
 class NoisePlaneEncoder(_Computes, StochasticEncoder):

@@ -220,6 +220,30 @@ def test_bfloat16_is_close_to_float32():
     assert 0 < (drawn - again).norm() < 0.05 * drawn.norm()
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at inputs'
+def test_compiled_nets_are_the_same(monkeypatch):
+    """Traced and differentiated by torch.compile, without the minute that C++ takes."""
+    for module in ("models.residual", "recognition.planes"):
+        monkeypatch.setattr(f"steinvae.{module}.COMPILER", "aot_eager")
+    torch._dynamo.reset()
+    codes, pixels = pairs()
+    found, noise = [], torch.randn(3, 2, SIDE**2).double()
+    for compiled in (False, True):
+        made, theta = model()
+        made.compute(recompute=False, bfloat16=False, compiled=compiled)
+        gradients = pair_gradients(made, theta, codes, pixels, Pairing())
+        net = encoder().train()
+        net.compute(recompute=False, bfloat16=False, compiled=compiled)
+        drawn = net(pixels, noise)
+        drawn.square().sum().backward()
+        to_eta = [own.grad for own in net.parameters()]
+        found.append([*gradients[:3], made.statistics, drawn, *to_eta, *net.buffers()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch._dynamo.reset()
+
+
 def test_kept_numbers_are_those_of_autograd():
     """Three for each output of a layer; the rectified ones may be kept as their own inputs."""
     net, rows, held = Down(4, HIDDEN, STACK, HIDDEN[-1]).train(), 5, {}

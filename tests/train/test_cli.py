@@ -96,6 +96,7 @@ SURFACE = {
     "model.label_kernels",
     "trainer.recompute",
     "trainer.precision",
+    "trainer.compile",
 }
 """Scripts depend on these names: adding one is a choice, renaming or losing one breaks users."""
 
