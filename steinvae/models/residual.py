@@ -7,7 +7,9 @@ dimensions: C planes of s * s places, a place's planes side by side.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from math import isqrt, log, pi
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -31,10 +33,12 @@ class Decoder(nn.Module):
         self.places, self.planes = places, planes
         self.up = Up(hidden, stack, planes)
         self.log_scale = nn.Parameter(torch.zeros(()))
+        self.in_bfloat16 = False
 
     def forward(self, codes: Float[Tensor, "R d"]) -> Float[Tensor, "R 3 side side"]:
         planes = codes.unflatten(1, (self.places, self.places, self.planes)).permute(0, 3, 1, 2)
-        return self.up(planes)
+        with multiplied_in(codes, self.in_bfloat16):
+            return self.up(planes).to(codes.dtype)
 
 
 class GaussianResidual:
@@ -66,16 +70,15 @@ class GaussianResidual:
         planes = code_planes(codes, places)
         with torch.device("meta"):
             self.net = Decoder(hidden, stack, planes, places)
-        self._bfloat16 = False
         self.parameters = self._parameters()
         self.statistics = torch.empty(0)
         """(M, K): running means and variances of every layer, of each decoder; see `track`."""
         self.finest_blocks = (planes,) * places**2
-        self._gradients = _Gradients(self.net)
+        self._pass = _Pass(self.net)
 
     def compute(self, *, recompute: bool, bfloat16: bool, compiled: bool = False) -> None:
         """See `models.Computes`. All decoders run one compiled graph."""
-        self.net.up.recompute, self._bfloat16 = recompute, bfloat16
+        self.net.up.recompute, self.net.in_bfloat16 = recompute, bfloat16
         if compiled:
             self.net.up.compile(backend=COMPILER)
 
@@ -113,11 +116,8 @@ class GaussianResidual:
         each = []
         for own, buffers, number in self._particles(theta):
             z = codes[number if len(codes) > 1 else 0]
-            each.append(
-                functional_call(
-                    self._gradients, _named(own, buffers), (z.flatten(0, 1), pixels, self._call)
-                ).unflatten(0, z.shape[:2])
-            )
+            found = functional_call(self._pass, _named(own, buffers), (z.flatten(0, 1), pixels))
+            each.append(found.log_likelihood.unflatten(0, z.shape[:2]))
         return torch.stack(each)
 
     def mean_images(
@@ -152,34 +152,28 @@ class GaussianResidual:
         """
         del group  # all pairs of a decoder are one block
         self.net.train()
-        found = []
+        passes = []
         for own, buffers, number in self._particles(theta):
             z = codes[number if len(codes) > 1 else 0]
-            weights_of = None
-            if weigh is not None:
-                images, samples = z.shape[:2]
-                block = (slice(number, number + 1), slice(images), slice(samples))
-                weights_of = _weights_of(weigh, block, z.shape[:2])
-            wanted = own if into is not None else {}
-            leaves = {name: value.detach().requires_grad_() for name, value in wanted.items()}
-            pairs, to_theta = functional_call(
-                self._gradients,
-                _named(own | leaves, buffers),
-                (z.flatten(0, 1), pixels, self._call),
-                {"leaves": leaves, "weights_of": weights_of},
-            )
-            for name, total in (into or {}).items():
-                gradient, buffer = to_theta[name], total[number]
+            leaves = {name: value.detach().requires_grad_() for name, value in own.items()}
+            wanted = leaves if into is not None else {}
+            weights_of = None if weigh is None else _of_block(weigh, number, z.shape[:2])
+            parameters = _named(leaves, buffers)
+            arguments = (z.flatten(0, 1), pixels, wanted, weights_of)
+            found: _Found = functional_call(self._pass, parameters, arguments)
+            for name, gradient in found.theta.items():
+                buffer = into[name][number]  # type: ignore[index]
                 _ = buffer.copy_(gradient) if fresh else buffer.add_(gradient)
-            found.append([each.unflatten(0, z.shape[:2]) for each in pairs])
-        log_likelihood, to_codes, *weights = (
-            torch.stack(each) for each in zip(*found, strict=True)
-        )
-        return ClosedForm(log_likelihood, to_codes, weights[0] if weights else None)
+            passes.append(found)
 
-    def _call(self, codes: Tensor) -> Tensor:
-        with torch.autocast(codes.device.type, torch.bfloat16, enabled=self._bfloat16):
-            return self.net(codes).to(codes.dtype)
+        def together(rows: Sequence[Tensor]) -> Tensor:
+            return torch.stack(list(rows)).unflatten(1, codes.shape[1:3])
+
+        return ClosedForm(
+            log_likelihood=together([found.log_likelihood for found in passes]),
+            codes=together([found.codes for found in passes]),
+            weights=together([found.weights for found in passes]) if weigh else None,
+        )
 
     def _particles(
         self, theta: dict[str, Tensor]
@@ -192,8 +186,28 @@ class GaussianResidual:
             yield own, dict(zip(shapes, statistics.split(sizes), strict=True)), number
 
 
-class _Gradients(nn.Module):
-    """Log-likelihoods of rows of codes, and their gradients where `leaves` are given.
+WeightsOf = Callable[[Tensor], Tensor]
+"""Log-likelihoods of a decoder's rows (R,) -> their weights (R,)."""
+
+
+class _Found(NamedTuple):
+    """What a pass over rows of codes gives."""
+
+    log_likelihood: Tensor
+    """(R,) nats."""
+
+    codes: Tensor
+    """(R, d) gradient, unweighted; empty where there was no way back."""
+
+    weights: Tensor
+    """(R,), or empty."""
+
+    theta: dict[str, Tensor]
+    """Gradients of the parameters that were asked for, weighted where there are weights."""
+
+
+class _Pass(nn.Module):
+    """One decoder's log-likelihoods, and their gradients where `wanted` parameters are given.
 
     A module, so that the way back runs inside `functional_call` too: activations that are computed
     again need the same parameters.
@@ -203,32 +217,43 @@ class _Gradients(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, codes, pixels, call, leaves=None, weights_of=None):
-        if leaves is None:
-            return self._log_likelihood(codes, pixels, call)
+    def forward(
+        self,
+        codes: Tensor,
+        pixels: Tensor,
+        wanted: dict[str, Tensor] | None = None,
+        weights_of: WeightsOf | None = None,
+    ) -> _Found:
+        none = codes.new_empty(0)
+        if wanted is None:
+            return _Found(self._log_likelihood(codes, pixels), none, none, {})
         with torch.enable_grad():
             z = codes.detach().requires_grad_()
-            log_likelihood = self._log_likelihood(z, pixels, call)
-            values, ones = log_likelihood.detach(), torch.ones_like(log_likelihood)
-            inputs = list(leaves.values())
+            values = self._log_likelihood(z, pixels)
+            ones, inputs = torch.ones_like(values), list(wanted.values())
             if weights_of is None:
-                to_codes, *to_theta = torch.autograd.grad(log_likelihood, [z, *inputs], ones)
-                found = (values, to_codes)
+                weights = none
+                to_codes, *to_theta = torch.autograd.grad(values, [z, *inputs], ones)
             else:
-                weights = weights_of(values)
-                (to_codes,) = torch.autograd.grad(log_likelihood, z, ones, retain_graph=True)
-                to_theta = torch.autograd.grad(log_likelihood, inputs, weights)
-                found = (values, to_codes, weights)
-        return found, dict(zip(leaves, to_theta, strict=True))
+                weights = weights_of(values.detach())
+                (to_codes,) = torch.autograd.grad(values, z, ones, retain_graph=True)
+                to_theta = torch.autograd.grad(values, inputs, weights)
+        gradients = dict(zip(wanted, to_theta, strict=True))
+        return _Found(values.detach(), to_codes, weights, gradients)
 
-    def _log_likelihood(self, codes: Tensor, pixels: Tensor, call: Callable) -> Tensor:
+    def _log_likelihood(self, codes: Tensor, pixels: Tensor) -> Tensor:
         """codes (B n, d), pixels (B, X) -> (B n,) nats."""
-        drawn, scale = call(codes), self.net.log_scale
+        drawn, scale = self.net(codes), self.net.log_scale
         samples = len(codes) // len(pixels)
         target = (pixels / SPREAD).view(len(pixels), 1, *drawn.shape[1:])
         apart = (target - drawn.unflatten(0, (len(pixels), samples))).square().sum((2, 3, 4))
         constant = pixels.shape[1] * (scale + log(SPREAD) + 0.5 * log(2 * pi))
         return (-0.5 * (-2 * scale).exp() * apart - constant).flatten()
+
+
+def multiplied_in(like: Tensor, bfloat16: bool) -> AbstractContextManager[object]:
+    """A block in which matrix products and convolutions are made in bfloat16, or as they are."""
+    return torch.autocast(like.device.type, torch.bfloat16) if bfloat16 else nullcontext()
 
 
 def image_side(pixels: int) -> int:
@@ -246,8 +271,8 @@ def _named(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> dict[st
     return {f"net.{name}": value for name, value in (parameters | buffers).items()}
 
 
-def _weights_of(weigh: Weigh, block: tuple[slice, slice, slice], shape: torch.Size) -> Callable:
-    def weights_of(log_likelihood: Tensor) -> Tensor:
-        return weigh(log_likelihood.view(1, *shape), block).flatten()
-
-    return weights_of
+def _of_block(weigh: Weigh, number: int, shape: torch.Size) -> WeightsOf:
+    """`weigh` for all pairs of one decoder, (images, codes) of them."""
+    images, samples = shape
+    block = (slice(number, number + 1), slice(images), slice(samples))
+    return lambda values: weigh(values.view(1, images, samples), block).flatten()

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from steinvae.models.residual import SPREAD, image_side
+from steinvae.models.residual import SPREAD, image_side, multiplied_in
 from steinvae.models.stages import (
     COLOURS,
     COMPILER,
@@ -68,7 +68,7 @@ class NoisePlaneEncoder(_Computes, StochasticEncoder):
         self, pixels: Float[Tensor, "B X"], noise: Float[Tensor, "#B S e"]
     ) -> Float[Tensor, "B S d"]:
         images, planes = image_planes(pixels, self.side), noise.view(-1, 1, self.side, self.side)
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self._bfloat16):
+        with multiplied_in(pixels, self._bfloat16):
             of_image = self.down.convolve(images, slice(None, COLOURS))
             of_noise = self.down.convolve(planes, slice(COLOURS, None), bias=False)
             both = of_image[:, None] + of_noise.unflatten(0, noise.shape[:2])
@@ -102,7 +102,7 @@ class PlanesGaussianEncoder(_Computes, GaussianEncoder):
 
     def features(self, pixels: Float[Tensor, "B X"]) -> Tensor:
         """The last planes, (B, H, s, s)."""
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self._bfloat16):
+        with multiplied_in(pixels, self._bfloat16):
             images = image_planes(pixels, self.side)
             return self.down(self.down.convolve(images)).to(pixels.dtype)
 
