@@ -57,6 +57,11 @@ class Networks:
         finally:
             self.encoder.eval()
 
+    def averages(self) -> list[Tensor]:
+        """Running averages of batch normalisation: what an update moves beside parameters."""
+        own = [each for each in self.encoder.buffers() if each.is_floating_point()]
+        return [*own, self.model.statistics] if isinstance(self.model, HasStatistics) else own
+
     def parameter_count(self) -> dict[str, int]:
         """Numbers in one decoder, in all decoders, and in the encoder."""
         decoders, decoder = self.theta.flat.shape

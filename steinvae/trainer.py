@@ -145,6 +145,7 @@ class Trainer:
         batch = self.batch(step, monitor=monitor)
         batch = batch._replace(compare=monitor and self._compares(step))
         method = self.config.method
+        averages = [(own, own.clone()) for own in self.networks.averages()]
         with self.networks.training():
             gradients = self._objective(self.networks, batch, method, len(self.dataset.train))
         theta = None if method.fixed_theta else gradients.theta
@@ -159,6 +160,8 @@ class Trainer:
                 )
                 again = self.optimizer.apply(step, None, further, unless=left_out)
                 left_out = is_left_out(again, left_out)
+        for own, before in averages:
+            own.copy_(torch.where(left_out, before, own))
         self._nonfinite.note(left_out, step)
         if not monitor:
             return {}

@@ -56,10 +56,9 @@ def trained(config: Config, run_dir: Path, steps: int, *, resumed: bool = False)
     return trainer
 
 
-@pytest.mark.parametrize("method", ["stein_vae", "vae"])
-def test_run_leaves_what_readers_need(method, images, tmp_path, capsys):
+def test_run_leaves_what_readers_need(images, tmp_path, capsys):
     """Label errors, pictures in colour, and a model that gives the same again."""
-    run_dir, (result,) = run(images(method={"name": method}, run_dir=str(tmp_path / "run")))
+    run_dir, (result,) = run(images(run_dir=str(tmp_path / "run")))
     assert result["data_set"] == "image_folder"
     assert result["nll"]["estimator"] == "iw_d(5)"
     assert np.isfinite(result["nll"]["value"])
@@ -100,7 +99,9 @@ def test_resumed_run_is_the_uninterrupted_one(labelled, images, tree, tmp_path):
         pack(tree, tmp_path / "packed", side=SIDE)
         config = replace(config, data=replace(config.data, root=str(tmp_path / "packed")))
     whole = trained(config, tmp_path / "whole", 6)
-    trained(config, tmp_path / "parts", 3).save()
+    parts = trained(config, tmp_path / "parts", 3)
+    parts.save(parts.tensors())
+    parts.settle()
     ahead = replace(config, data=replace(config.data, workers=int(labelled)))
     again = trained(ahead, tmp_path / "parts", 6, resumed=True)
     again.close()
@@ -108,18 +109,29 @@ def test_resumed_run_is_the_uninterrupted_one(labelled, images, tree, tmp_path):
         assert torch.equal(one, other), name
 
 
-@pytest.mark.parametrize("method", ["stein_viwae", "iwae", "supervised"])
+@pytest.mark.parametrize("method", ["stein_viwae", "vae", "iwae", "supervised"])
 def test_other_methods_take_updates(method, images, tmp_path):
     labels = {"label_fraction": None} if method == "iwae" else {}
     config = images(method={"name": method, "pairing": "full"}, data=labels)
     trainer = trained(config, tmp_path, 1)
     stats = trainer.update(1, monitor=True)
     assert np.isfinite(list(stats.values())).all()
-    assert ("effective_samples" in stats) == (method != "supervised")
+    assert ("effective_samples" in stats) == (method in ("stein_viwae", "iwae"))
+
+
+def test_what_is_not_finite_moves_no_average(images, tmp_path):
+    trainer = trained(images(), tmp_path, 2)
+    before = {name: own.clone() for name, own in trainer.networks.tensors().items()}
+    trainer._feed = lambda step: torch.full((16, 3 * 16**2), torch.nan)  # type: ignore[assignment]
+    trainer.update(2, monitor=False)
+    for name, own in trainer.networks.tensors().items():
+        assert torch.equal(own, before[name]), name
 
 
 def test_checkpoint_has_the_statistics(images, tmp_path):
-    trained(images(), tmp_path, 2).save()
+    trainer = trained(images(), tmp_path, 2)
+    trainer.save(trainer.tensors())
+    trainer.settle()
     saved = checkpoint.latest(tmp_path)
     assert saved is not None
     tensors = checkpoint.load(saved).tensors
