@@ -66,11 +66,6 @@ class World:
                 "data.labels_per_class and label_fraction must be left out: the labelled half of a "
                 f"minibatch is not shared out over {self.size} processes; train in one process"
             )
-        if config.method.weights == "paper" and config.method.name == "stein_viwae":
-            raise ValueError(
-                "method.weights is paper: these weights of the decoders are made of all images of "
-                f"a minibatch, which {self.size} processes would share out; train in one process"
-            )
 
     def rows(self, images: int) -> slice:
         """Which of a minibatch's images are this process's."""
@@ -80,6 +75,16 @@ class World:
     def by_feature(self, theta: Tensor, score: Tensor) -> tuple[DTensor, DTensor]:
         """theta, which all have, and the mean of their scores, both (M, P) sharded by feature."""
         return self._sharded(theta, Replicate()), self.mean_by_feature(score)
+
+    def replicated(self, value: Tensor) -> DTensor:
+        """What all processes have."""
+        return DTensor.from_local(value, self.mesh, [Replicate()], run_check=False)
+
+    def logsumexp(self, value: Tensor) -> Tensor:
+        """log of the sum over the processes of exp(value), from every process's value."""
+        every = value.new_zeros(self.size, *value.shape)
+        every[self.rank] = value
+        return self.sum([every])[0].logsumexp(0)
 
     def mean_by_feature(self, value: Tensor) -> DTensor:
         """The mean of what each process has, (M, P) sharded by feature."""

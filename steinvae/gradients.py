@@ -24,6 +24,14 @@ class SharesTheta(Protocol):
         """theta and the mean of all scores (M, P), each process holding a slice of P."""
         ...
 
+    def replicated(self, value: Tensor) -> Tensor:
+        """What all have, as an argument beside slices."""
+        ...
+
+    def logsumexp(self, value: Tensor) -> Tensor:
+        """log of the sum over the processes of exp(value), by entry."""
+        ...
+
 
 class Batch(NamedTuple):
     """One minibatch with all the randomness of its update."""
@@ -118,6 +126,7 @@ def decoder_gradient(
     theta = networks.theta.flat
     if batch.ranks is not None:
         theta, score = batch.ranks.by_feature(theta, score)
+        weights = None if weights is None else batch.ranks.replicated(weights)
     direction = theta_direction(
         theta, score, bandwidth=method.theta_bandwidth, data_size=data_size, weights=weights
     )

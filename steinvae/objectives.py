@@ -19,7 +19,14 @@ from steinvae.baselines import BASELINES, iwae, vae
 from steinvae.blocks import runs
 from steinvae.chunks import Drawn, in_chunks
 from steinvae.config import MethodConfig
-from steinvae.gradients import Batch, Gradients, Objective, code_spread, decoder_gradient
+from steinvae.gradients import (
+    Batch,
+    Gradients,
+    Objective,
+    SharesTheta,
+    code_spread,
+    decoder_gradient,
+)
 from steinvae.masses import mass_direction
 from steinvae.monitor import field_stats, fold_stats
 from steinvae.moves import moved_viwae
@@ -94,7 +101,8 @@ def stein_viwae(
     )
     weights = Weights()
     if log_ratio is not None:
-        weights = weigh(scores, log_ratio, pairing, method, networks.theta.particles)
+        decoders = networks.theta.particles
+        weights = weigh(scores, log_ratio, pairing, method, decoders, batch.ranks)
     return move(networks, batch, method, data_size, drawn, scores, weights)
 
 
@@ -111,7 +119,12 @@ class Weights:
 
 
 def weigh(
-    scores: Scores, log_ratio: Tensor, pairing: Pairing, method: MethodConfig, decoders: int
+    scores: Scores,
+    log_ratio: Tensor,
+    pairing: Pairing,
+    method: MethodConfig,
+    decoders: int,
+    ranks: SharesTheta | None = None,
 ) -> Weights:
     """The weights of Stein VIWAE from the pairs' log-likelihoods and log p(z) - log q(z | x)."""
     group = pairing.group
@@ -119,7 +132,8 @@ def weigh(
         return Weights(stats={"effective_samples": effective_samples(scores.weights, group)})
     if method.weights == "paper":
         log_weights = scores.log_likelihood + pairing.deal(log_ratio, decoders)
-        printed = printed_weights(log_weights, decoders // group, group)
+        over_ranks = None if ranks is None else ranks.logsumexp
+        printed = printed_weights(log_weights, decoders // group, group, over_ranks)
         stats = {
             "effective_samples": effective_samples(printed.codes, group),
             "effective_decoders": effective_samples(printed.theta, group),

@@ -9,6 +9,7 @@ dimensions. Units: nats.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import log, pi
 from typing import NamedTuple
 
@@ -205,14 +206,23 @@ class PrintedWeights(NamedTuple):
     """(k,), summing to 1: omega_i / omega~, the sum over the minibatch of omega_in, normalised."""
 
 
-def printed_weights(log_weights: Float[Tensor, "M B n"], tuples: int, group: int) -> PrintedWeights:
+def printed_weights(
+    log_weights: Float[Tensor, "M B n"],
+    tuples: int,
+    group: int,
+    over_ranks: Callable[[Tensor], Tensor] | None = None,
+) -> PrintedWeights:
     """omega_in ~ mean over tuples of p(x_n, z^i_n, theta^i) / q; omega_i sums omega_in over n.
 
     A likelihood summed over images rather than multiplied; the largest term of a minibatch decides.
-    p(theta)/q(theta) is taken as 1: nobody knows q(theta) in 2e5 dimensions.
+    p(theta)/q(theta) is taken as 1: nobody knows q(theta) in 2e5 dimensions. `over_ranks` sums the
+    logarithms (k,) of a part of the minibatch's images over the processes that have the others.
 
     Shapes: log_weights (tuples * group, B, n), decoder (j, i) at j * group + i.
     """
     by_member = log_weights.unflatten(0, (tuples, group)).transpose(0, 1)
     per_image = by_member.logsumexp(dim=(1, 3))  # (k, B)
-    return PrintedWeights(per_image.softmax(0).T, per_image.logsumexp(1).softmax(0))
+    of_theta = per_image.logsumexp(1)
+    if over_ranks is not None:
+        of_theta = over_ranks(of_theta)
+    return PrintedWeights(per_image.softmax(0).T, of_theta.softmax(0))

@@ -25,6 +25,7 @@ METHODS = {
     "stein": {},
     "dealt": {"pairing": "strat"},
     "viwae": {"name": "stein_viwae", "importance_samples": 3},
+    "as printed": {"name": "stein_viwae", "importance_samples": 3, "weights": "paper"},
     "moved codes": {"name": "stein_viwae", "importance_samples": 3, "move_codes": True},
     "vae": {"name": "vae", "shared_noise": True},
     "regression": {"regression_steps": 2},
@@ -97,10 +98,9 @@ def test_what_an_update_moves(started, size, tmp_path):
 
 
 def test_settings_that_cannot_be_shared_out(ranks):
-    for batch, weights, labels in ranks(training.refusals):
+    for batch, labels in ranks(training.refusals):
         size = ranks.size
         assert batch == f"trainer.batch_size must be a multiple of the {size} processes, got 9"
-        assert weights.startswith("method.weights is paper: ")
         assert labels.startswith("data.labels_per_class and label_fraction must be left out")
 
 

@@ -167,10 +167,9 @@ def traffic_of_an_update(folder: Path) -> tuple[list[tuple[str, int]], int, list
 def refusals() -> list[str]:
     """What `World.check` says of settings that cannot be shared out."""
     odd = replace(config(1), trainer=TrainerConfig(batch_size=9))
-    paper = config(1, name="stein_viwae", weights="paper", importance_samples=3)
     labelled = replace(config(1), data=DataConfig(labels_per_class=1))
     messages = []
-    for each in (odd, paper, labelled):
+    for each in (odd, labelled):
         try:
             World().check(each)
         except ValueError as error:
