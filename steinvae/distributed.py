@@ -61,16 +61,11 @@ class World:
             raise ValueError(
                 f"trainer.batch_size must be a multiple of the {self.size} processes, got {batch}"
             )
-        if config.data.labelled:
+        if config.data.labelled and (batch // 2) % self.size:
             raise ValueError(
-                "data.labels_per_class and label_fraction must be left out: the labelled half of a "
-                f"minibatch is not shared out over {self.size} processes; train in one process"
+                f"trainer.batch_size must be a multiple of {2 * self.size} where labels are in use "
+                f"on {self.size} processes, so that each half is shared out, got {batch}"
             )
-
-    def rows(self, images: int) -> slice:
-        """Which of a minibatch's images are this process's."""
-        own = images // self.size
-        return slice(self.rank * own, (self.rank + 1) * own)
 
     def by_feature(self, theta: Tensor, score: Tensor) -> tuple[DTensor, DTensor]:
         """theta, which all have, and the mean of their scores, both (M, P) sharded by feature."""
@@ -220,7 +215,7 @@ class ShardedTrainer(Trainer):
     def batch(self, step: int, *, monitor: bool = False) -> Batch:
         """This process's rows of the minibatch that one process would have."""
         batch = super().batch(step, monitor=monitor)
-        return batch.images(self._world.rows(len(batch.pixels)))._replace(ranks=self._world)
+        return batch.share(self._world.rank, self._world.size)._replace(ranks=self._world)
 
     def save(self, tensors: dict[str, Tensor], metrics: MetricsWriter | None = None) -> None:
         """The leader writes the checkpoint of one process."""

@@ -6,7 +6,7 @@ Shapes: M decoders of P parameters, B images, S codes an image, d code dimension
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from steinvae.sparse_rows import some_rows
 from steinvae.stein import theta_direction
 
 
+@runtime_checkable
 class SharesTheta(Protocol):
     """Processes that each decode some images of a minibatch."""
 
@@ -80,6 +81,31 @@ class Batch(NamedTuple):
     def shown(self) -> Tensor:
         """(B, X): what the encoder sees."""
         return self.pixels if self.visible is None else self.visible
+
+    def share(self, rank: int, ranks: int) -> Batch:
+        """What one of `ranks` processes has of the minibatch: as many of the images with a label as
+        the others, and of those without."""
+        labelled = 0 if self.labels is None else len(self.labels)
+        others = len(self.pixels) - labelled
+        first, second = _part(others, rank, ranks), _part(labelled, rank, ranks)
+        parts = [first, slice(others + second.start, others + second.stop)]
+
+        def own(value: Tensor | None) -> Tensor | None:
+            if value is None or len(value) == 1:
+                return value
+            return torch.cat([value[part] for part in parts])
+
+        return self._replace(
+            pixels=torch.cat([self.pixels[part] for part in parts]),
+            noise=own(self.noise),
+            reference=own(self.reference),
+            labels=None if self.labels is None else self.labels[second],
+        )
+
+
+def _part(count: int, rank: int, ranks: int) -> slice:
+    size = count // ranks
+    return slice(rank * size, (rank + 1) * size)
 
 
 class Gradients(NamedTuple):

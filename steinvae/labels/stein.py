@@ -63,7 +63,8 @@ def stein(
         stats["guessed"] = guesses.taken.float().mean()
     weights = None
     if log_ratio is not None:
-        weights = weigh(scores, log_ratio, pairing, method, networks.theta.particles)
+        decoders = networks.theta.particles
+        weights = weigh(scores, log_ratio, pairing, method, decoders, batch.ranks)
     gradients = move(networks, batch, method, data_size, drawn, scores, weights)
     to_theta = label_direction(
         heads, codes, seen, task, method, code_weights(scores, pairing, count)
@@ -79,7 +80,11 @@ def label_direction(
     method: MethodConfig,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Direction of every label decoder among all of them, divided by N_l: (K, P)."""
+    """Direction of every label decoder among all of them, divided by N_l: (K, P).
+
+    It is linear in the scores: the mean over processes that have a share of the images each is the
+    direction of all.
+    """
     labelled = codes[-seen.residual.shape[1] :]
     score = heads.theta_score(labelled, seen.residual, labelled=task.labelled, weights=weights)
     return theta_direction(

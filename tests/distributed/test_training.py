@@ -29,6 +29,9 @@ METHODS = {
     "moved codes": {"name": "stein_viwae", "importance_samples": 3, "move_codes": True},
     "vae": {"name": "vae", "shared_noise": True},
     "regression": {"regression_steps": 2},
+    "labels, viwae": {"labelled": True, "name": "stein_viwae", "importance_samples": 3},
+    "labels, vae": {"labelled": True, "name": "vae"},
+    "labels, m2": {"labelled": True, "name": "m2"},
 }
 
 
@@ -101,7 +104,9 @@ def test_settings_that_cannot_be_shared_out(ranks):
     for batch, labels in ranks(training.refusals):
         size = ranks.size
         assert batch == f"trainer.batch_size must be a multiple of the {size} processes, got 9"
-        assert labels.startswith("data.labels_per_class and label_fraction must be left out")
+        assert labels.startswith(
+            f"trainer.batch_size must be a multiple of {2 * size} where labels"
+        )
 
 
 COMMAND = [

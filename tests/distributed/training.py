@@ -22,7 +22,7 @@ from steinvae.config import (
     ModelConfig,
     TrainerConfig,
 )
-from steinvae.data import Dataset
+from steinvae.data import Dataset, Split
 from steinvae.data.synthetic import Vectors
 from steinvae.distributed import ShardedTrainer, World
 from steinvae.gradients import Gradients
@@ -43,7 +43,31 @@ class Wide(Vectors):
         return super().batch(indices, generator).double()
 
 
-def data() -> Dataset:
+class Labelled(Split):
+    """In float64, with labels."""
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return super().batch(indices, generator).double()
+
+
+def labelled_data() -> Dataset:
+    draw = torch.Generator().manual_seed(3)
+    splits = {
+        name: Labelled(
+            pixels=torch.randint(17, (size, PIXELS), generator=draw, dtype=torch.uint8),
+            levels=16,
+            labels=torch.arange(size) % 10,
+        )
+        for name, size in {"train": 40, "validation": 10, "test": 10}.items()
+    }
+    return Dataset(
+        name="pixels", binarization="none", binarization_seed=None, image_shape=None, **splits
+    )
+
+
+def data(labelled: bool = False) -> Dataset:
+    if labelled:
+        return labelled_data()
     draw = torch.Generator().manual_seed(3)
     splits = {
         name: Wide(torch.rand(size, PIXELS, generator=draw, dtype=torch.float32))
@@ -54,7 +78,7 @@ def data() -> Dataset:
     )
 
 
-def config(steps: int, **method: Any) -> Config:
+def config(steps: int, *, labelled: bool = False, **method: Any) -> Config:
     settings = MethodConfig(theta_particles=DECODERS, code_particles=6, **method)
     evaluation = EvaluationConfig(images=4, samples=4, validation_images=4, validation_samples=4)
     trainer = TrainerConfig(
@@ -67,7 +91,15 @@ def config(steps: int, **method: Any) -> Config:
         device="cpu",
     )
     model = ModelConfig(codes=3, hidden=(5,))
-    return replace(Config(), model=model, method=settings, trainer=trainer, evaluation=evaluation)
+    read = DataConfig(labels_per_class=2) if labelled else DataConfig()
+    return replace(
+        Config(),
+        data=read,
+        model=model,
+        method=settings,
+        trainer=trainer,
+        evaluation=evaluation,
+    )
 
 
 @contextmanager
@@ -93,10 +125,11 @@ def fit(trainer: Trainer) -> dict[str, Tensor]:
     return trainer.tensors()
 
 
-def alone(folder: Path, steps: int, **method: Any) -> dict[str, Tensor]:
+def alone(folder: Path, steps: int, *, labelled: bool = False, **method: Any) -> dict[str, Tensor]:
     """A run of one process, continued where the folder has one."""
     with in_float64():
-        trainer = Trainer(config(steps, **method), data(), folder)
+        settings = config(steps, labelled=labelled, **method)
+        trainer = Trainer(settings, data(labelled), folder)
         trainer.resume()
         return fit(trainer)
 
@@ -104,7 +137,8 @@ def alone(folder: Path, steps: int, **method: Any) -> dict[str, Tensor]:
 def together(folder: Path, steps: int, method: dict[str, Any]) -> dict[str, Tensor]:
     """A run of all ranks, continued where the folder has one; what this rank holds in the end."""
     with in_float64():
-        trainer = ShardedTrainer(config(steps, **method), data(), folder, World())
+        settings = config(steps, **method)
+        trainer = ShardedTrainer(settings, data(method.get("labelled", False)), folder, World())
         trainer.resume()
         return {name: value.clone() for name, value in fit(trainer).items()}
 
@@ -167,7 +201,8 @@ def traffic_of_an_update(folder: Path) -> tuple[list[tuple[str, int]], int, list
 def refusals() -> list[str]:
     """What `World.check` says of settings that cannot be shared out."""
     odd = replace(config(1), trainer=TrainerConfig(batch_size=9))
-    labelled = replace(config(1), data=DataConfig(labels_per_class=1))
+    labelled = config(1, labelled=True)
+    labelled = replace(labelled, trainer=TrainerConfig(batch_size=3 * dist.get_world_size()))
     messages = []
     for each in (odd, labelled):
         try:

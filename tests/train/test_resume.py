@@ -225,10 +225,11 @@ def finish(run_dir: Path) -> None:
     assert process.returncode == 0, errors
 
 
-def test_killed_and_stopped_command_resumes_to_the_same_run(tmp_path):
-    """The command itself, ended three times, against a run that nothing interrupted."""
+def test_stopped_command_resumes_to_the_same_run(tmp_path):
+    """The command itself, ended twice, against a run that nothing interrupted. (SIGKILL:
+    tests/faults/test_kill.py)"""
     finish(tmp_path / "whole")
-    ends = {30: (signal.SIGKILL, -9), 100: (signal.SIGINT, 130), 170: (signal.SIGTERM, 143)}
+    ends = {30: (signal.SIGINT, 130), 130: (signal.SIGTERM, 143)}
     for step, (number, code) in ends.items():
         process = start(tmp_path / "cut", STEPS)
         wait_for_step(tmp_path / "cut", step)
