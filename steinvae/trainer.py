@@ -29,7 +29,7 @@ from steinvae.objectives import OBJECTIVES, regression_gradients
 from steinvae.optimizer import Optimizer, is_left_out, learning_rate
 from steinvae.saving import Saver
 from steinvae.signals import StopRequest
-from steinvae.throughput import Throughput, work_of
+from steinvae.throughput import Throughput, Work, work_of
 
 
 class Trainer:
@@ -76,7 +76,8 @@ class Trainer:
             "cpu_seconds": 0.0,
         }
         self.step = 0
-        self.work = work_of(config)
+        own = Work(batch_size, None, None)  # networks that the configuration does not describe
+        self.work = work_of(config) if networks is None else own
         self._nonfinite = NonFinite(self.device)
         self._rollbacks = 0  # since the last save
         settings = config.trainer

@@ -10,7 +10,6 @@ from steinvae import throughput, train
 from steinvae.config import Config
 from steinvae.logging import MetricsWriter, Progress, read_metrics
 from steinvae.plan import make_plan
-from steinvae.presets import load_preset
 from steinvae.signals import StopRequest
 from steinvae.throughput import Work, work_of
 from steinvae.trainer import Trainer
@@ -39,7 +38,8 @@ def test_rates_are_work_over_time():
 def test_work_is_that_of_the_plan_where_there_is_one(tiny):
     plan = make_plan(Config())
     assert work_of(Config()) == Work(plan.images, plan.decoder_passes, plan.flops)
-    assert work_of(load_preset("text_deep")).decoder_passes is None
+    images = tiny().trainer.batch_size
+    assert work_of(tiny(data={"name": "own"})) == Work(images, None, None)
     assert work_of(tiny(data={"labels_per_class": 5})) == Work(16, None, None)
 
 
