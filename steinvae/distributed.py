@@ -66,6 +66,11 @@ class World:
                 f"trainer.batch_size must be a multiple of {2 * self.size} where labels are in use "
                 f"on {self.size} processes, so that each half is shared out, got {batch}"
             )
+        if config.model.network == "residual":
+            raise ValueError(
+                "model.network is residual: its batch normalisation takes the statistics of a "
+                f"minibatch, which {self.size} processes would share out; train in one process"
+            )
 
     def by_feature(self, theta: Tensor, score: Tensor) -> tuple[DTensor, DTensor]:
         """theta, which all have, and the mean of their scores, both (M, P) sharded by feature."""

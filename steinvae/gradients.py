@@ -85,22 +85,20 @@ class Batch(NamedTuple):
     def share(self, rank: int, ranks: int) -> Batch:
         """What one of `ranks` processes has of the minibatch: as many of the images with a label as
         the others, and of those without."""
-        labelled = 0 if self.labels is None else len(self.labels)
-        others = len(self.pixels) - labelled
-        first, second = _part(others, rank, ranks), _part(labelled, rank, ranks)
-        parts = [first, slice(others + second.start, others + second.stop)]
-
-        def own(value: Tensor | None) -> Tensor | None:
-            if value is None or len(value) == 1:
-                return value
-            return torch.cat([value[part] for part in parts])
-
-        return self._replace(
-            pixels=torch.cat([self.pixels[part] for part in parts]),
-            noise=own(self.noise),
-            reference=own(self.reference),
-            labels=None if self.labels is None else self.labels[second],
-        )
+        if self.labels is None:
+            return self.images(_part(len(self.pixels), rank, ranks))
+        labelled = _part(len(self.labels), rank, ranks)
+        others = len(self.pixels) - len(self.labels)
+        halves = [
+            self.images(_part(others, rank, ranks)),
+            self.images(slice(others + labelled.start, others + labelled.stop)),
+        ]
+        own = {}
+        for name in ("pixels", "noise", "visible", "reference"):
+            whole = getattr(self, name)
+            if whole is not None and len(whole) > 1:
+                own[name] = torch.cat([getattr(half, name) for half in halves])
+        return self._replace(**own, labels=self.labels[labelled])
 
 
 def _part(count: int, rank: int, ranks: int) -> slice:

@@ -101,12 +101,13 @@ def test_what_an_update_moves(started, size, tmp_path):
 
 
 def test_settings_that_cannot_be_shared_out(ranks):
-    for batch, labels in ranks(training.refusals):
+    for batch, labels, normalised in ranks(training.refusals):
         size = ranks.size
         assert batch == f"trainer.batch_size must be a multiple of the {size} processes, got 9"
         assert labels.startswith(
             f"trainer.batch_size must be a multiple of {2 * size} where labels"
         )
+        assert normalised.startswith("model.network is residual: ")
 
 
 COMMAND = [

@@ -27,6 +27,7 @@ from steinvae.data.synthetic import Vectors
 from steinvae.distributed import ShardedTrainer, World
 from steinvae.gradients import Gradients
 from steinvae.logging import MetricsWriter, Progress
+from steinvae.presets import load_preset
 from steinvae.run import follow
 from steinvae.signals import Interrupted, StopRequest
 from steinvae.trainer import Trainer
@@ -204,7 +205,7 @@ def refusals() -> list[str]:
     labelled = config(1, labelled=True)
     labelled = replace(labelled, trainer=TrainerConfig(batch_size=3 * dist.get_world_size()))
     messages = []
-    for each in (odd, labelled):
+    for each in (odd, labelled, load_preset("tiny_imagenet")):
         try:
             World().check(each)
         except ValueError as error:
