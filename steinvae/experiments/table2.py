@@ -43,7 +43,7 @@ def add_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--corpus", choices=tuple(CORPORA), help="one alone; default both")
     add("--row", choices=tuple(ROWS), help="one alone; default all")
-    add("--minutes", type=float, help="processor minutes of a run (default 3, deep 5; nyt 1.5, 3)")
+    add("--minutes", type=float, help="processor minutes of a run (default 3, deep 5; nyt 1.5, 2)")
     add_slices(parser)
 
 

@@ -16,14 +16,11 @@ from steinvae.experiments.cells import Cell
 from steinvae.experiments.pilot import with_steps
 from steinvae.presets import text, text_deep
 
-CORPORA = {"20news": (3.0, 5.0), "nyt": (1.5, 3.0)}
+CORPORA = {"20news": (3.0, 5.0), "nyt": (1.5, 2.0)}
 """Data sets, and the processor minutes of a run on them: of NVDM's decoder, of the deep network."""
 
 LESS = {"NVDM: VAE": 2 / 3}
 """Share of those minutes for a row whose steps are so fast that two thirds are a hundred epochs."""
-
-LARGER = {"nyt": 128}
-"""Documents a minibatch of the deep network, where a step's work is mostly that of its weights."""
 
 VALIDATIONS = 10
 """Estimates on the validation documents during a run; the best parameters are tested."""
@@ -63,7 +60,6 @@ def base(corpus: str, root: str | None, row: str) -> Config:
     preset = text_deep() if deep else text()
     data = replace(preset.data, name=corpus, root=root)  # type: ignore[arg-type]
     encoder = "layered" if name == "flow_elbo" else preset.model.encoder
-    batch = preset.trainer.batch_size
     return replace(
         preset,
         data=data,
@@ -71,7 +67,6 @@ def base(corpus: str, root: str | None, row: str) -> Config:
         method=_method(name, deep),
         trainer=replace(
             preset.trainer,
-            batch_size=LARGER.get(corpus, batch) if deep else batch,
             monitor_every=0,
             patience=3,
             keep_checkpoints=1,
