@@ -255,11 +255,11 @@ def _stein_stats(
         stats["stein_discrepancy"] = _discrepancy(
             codes, scores.codes, networks.kernel_blocks(method), method
         )
-        stats |= fold_stats(networks, batch.pixels, batch.noise)
+        stats |= fold_stats(networks, batch.shown, batch.noise)
     one_kernel = len(networks.kernel_blocks(method)) == 1 and method.kernel == "joint"
     compare = batch.compare and batch.temperature == 1 and one_kernel
-    if compare and networks.encoder.kernel_scale(batch.pixels) is None:  # the field has neither
-        stats |= field_stats(networks, batch.pixels, batch.noise, scores.codes, direction, method)
+    if compare and networks.encoder.kernel_scale(batch.shown) is None:  # the field has neither
+        stats |= field_stats(networks, batch.shown, batch.noise, scores.codes, direction, method)
     return stats
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from steinvae import objectives
 from steinvae.config import Config, DataConfig, MethodConfig, ModelConfig
 from steinvae.gradients import Batch
 from steinvae.labels.baselines import gaussian
@@ -341,3 +342,17 @@ def test_a_guessed_class_pulls_codes_and_no_label_decoder(name, batch):
         expected = torch.autograd.grad(-(codes[:4] * pull).sum() / (7 * SAMPLES), made.eta())
         for a, b, c in zip(found.eta, plain.eta, expected, strict=True):
             torch.testing.assert_close(a - b, c)
+
+
+def test_the_monitor_compares_codes_with_the_field_of_what_was_shown(batch, monkeypatch):
+    seen = []
+
+    def stats(_networks, pixels, *_rest):
+        seen.append(pixels)
+        return {}
+
+    monkeypatch.setattr(objectives, "field_stats", stats)
+    batch = batch._replace(monitor=True, compare=True, visible=batch.pixels.flip(0))
+    update("stein_vae", networks("stein_vae"), batch)
+    (pixels,) = seen
+    assert torch.equal(pixels, batch.pixels.flip(0))
