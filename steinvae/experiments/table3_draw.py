@@ -68,8 +68,8 @@ def draw(records: Sequence[Record]) -> str:
     for title, part in _budgets(records).items():
         found = group(part)
         tables = [_errors(found, network) for network in NETWORKS]
-        tables = [table for table in tables if table]
-        sections += [f"### {title}", *tables, _caption(found), _tests(found), _quality(found)]
+        parts = [f"### {title}", *tables, _caption(found), _tests(found), _quality(found)]
+        sections += [part for part in parts if part]
     return "\n\n".join([*sections, PAPER_NOTE, _quotes()] if sections else ["Not measured yet."])
 
 
