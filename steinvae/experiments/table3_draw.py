@@ -134,11 +134,12 @@ def _errors(found: Group, network: str) -> str:
 
 
 def spread(splits: Mapping[int, Mapping[str, float]], metric: str) -> str:
+    """Mean ± standard deviation (how many) over splits of a fraction, in percent."""
     values = [100 * numbers[metric] for numbers in splits.values() if metric in numbers]
     if not values:
         return "-"
-    spread = f" ± {stdev(values):.2f} ({len(values)})" if len(values) > 1 else " (1)"
-    return f"{mean(values):.2f}{spread}"
+    deviation = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{mean(values):.2f}{deviation} ({len(values)})"
 
 
 def _caption(found: Group) -> str:
@@ -182,6 +183,7 @@ def _tests(found: Group) -> str:
 
 
 def paired_row(cell: str, row: str, other: str, gaps: Mapping[int, float]) -> list[str]:
+    """A line of a table of paired tests: `gaps` are row minus other in points, by split."""
     values = list(gaps.values())[:MOST]
     p = sign_flip_p(values)
     verdict = "nothing shown"

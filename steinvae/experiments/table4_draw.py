@@ -37,7 +37,7 @@ _TITLES = {
     64: "Tiny ImageNet, 64 x 64, scaled nets",
     224: "ImageNet, 224 x 224, the nets of appendix D",
 }
-_TIMES = {"cpu": "equal time of one core", "gpu": "equal time of a device"}
+_TIMES = {"cpu": "one core", "gpu": "a device"}
 
 Found = Mapping[tuple[str, int], Mapping[int, Mapping[str, float]]]
 """(row, percent) -> split -> metric -> value."""
@@ -53,16 +53,17 @@ def paper_error(cell_name: str) -> float | None:
 
 
 def draw(records: Sequence[Record]) -> str:
-    """Markdown: a section for every size of images and budget that has records."""
-    parts: dict[tuple[int, str], list[Record]] = {}
+    """Markdown: a section for every size of images, budget and minutes that has records."""
+    parts: dict[tuple[int, str, float], list[Record]] = {}
     for record in records:
         setting = record["setting"]
-        parts.setdefault((setting["crop"], setting["budget"]), []).append(record)
+        key = (setting["crop"], setting["budget"], setting["minutes"])
+        parts.setdefault(key, []).append(record)
     sections = []
-    for (crop, budget), part in sorted(parts.items()):
+    for (crop, budget, minutes), part in sorted(parts.items()):
         found = group(part)
         size = _TITLES.get(crop, f"{crop} x {crop}")
-        title = f"### {size}: {_TIMES[budget]}"
+        title = f"### {size}: {minutes:g} minutes of {_TIMES[budget]} for the updates of a cell"
         sections += [title, _accuracy(found), _caption(found), _quality(found), _tests(found)]
     return "\n\n".join([*sections, PAPER_NOTE] if sections else ["Not measured yet."])
 

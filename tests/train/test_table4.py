@@ -44,7 +44,7 @@ def test_numbers_of_the_paper():
 
 
 def record(method: str, split: int, error: float, share: float = 0.1, crop: int = 64) -> list:
-    setting = {"label_fraction": share, "steps": 4500, "budget": "cpu", "crop": crop}
+    setting = {"label_fraction": share, "steps": 4500, "budget": "cpu", "minutes": 8, "crop": crop}
     base = {"method": method, "seed": split, "setting": setting, "n": 2000}
     values = dict.fromkeys(("label_nll", "label_ece", "single_nll", "temperature"), 0.1)
     values |= {"label_error": error, "single_error": error, "classes": 40}
@@ -65,6 +65,16 @@ def test_table_shows_accuracy_beside_the_paper_and_chance():
     assert text.index("Tiny ImageNet, 64 x 64") < text.index("ImageNet, 224 x 224")
     assert group(lines)["VAE", 20][0]["label_error"] == 0.5
     assert draw([]) == "Not measured yet."
+
+
+def test_cells_of_other_minutes_stand_apart():
+    """An hour of one method is not compared with eight minutes of another."""
+    longer = [
+        line | {"setting": line["setting"] | {"minutes": 60.0}} for line in record("vae", 0, 0.7)
+    ]
+    text = draw(record("stein_vae", 0, 0.90) + longer)
+    assert text.index("8 minutes of one core") < text.index("60 minutes of one core")
+    assert "Stein VAE - VAE" not in text
 
 
 @pytest.mark.parametrize(
