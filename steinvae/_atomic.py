@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+class InUseError(RuntimeError):
+    """Another process holds the directory."""
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path`, with its suffix, that takes the place of `path` when the block ends.

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from steinvae._atomic import sync
+from steinvae._atomic import InUseError, sync
 from steinvae._hidden import hidden, leftovers
 from steinvae._manifest import verify, write_manifest
 
@@ -167,7 +167,7 @@ def lock_run_dir(run_dir: Path, setting: str = "run_dir") -> Iterator[None]:
 
     The kernel drops the lock when the process ends, however it ends.
 
-    Errors: RuntimeError naming `setting`, and the process and host that hold the directory.
+    Errors: InUseError naming `setting`, and the process and host that hold the directory.
     """
     import fcntl  # POSIX only; the rest of this module is not
 
@@ -179,7 +179,7 @@ def lock_run_dir(run_dir: Path, setting: str = "run_dir") -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read(200).strip() or "another process"
-            raise RuntimeError(
+            raise InUseError(
                 f"{setting}={run_dir} is in use by {holder}; "
                 f"wait for it or choose another {setting}"
             ) from error

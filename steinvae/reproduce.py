@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from steinvae._atomic import InUseError
+
 DESCRIPTION = "Reproduce a table or a figure: train every cell, keep its records, print the table."
 EXPERIMENTS = (
     "figure1",
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             document.insert(path, name, table)
         for path in arguments.summary:
             document.insert(path, name, experiment.summary(output, arguments.seeds))
-    except (OSError, ImportError, ValueError) as error:
+    except (OSError, ImportError, ValueError, InUseError) as error:
         print(f"steinvae.reproduce: {error}", file=sys.stderr)
         return 1
     print(f"\n{table}\n\nrecords: {output}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from steinvae.checkpoint import lock_run_dir
 from steinvae.config import GROUPED, IN_FILES, Config, MethodConfig, ModelConfig
 from steinvae.data import Dataset
 from steinvae.report import append_records, read_records, tidy_record
@@ -156,14 +157,16 @@ def find(cell: Cell, records: Iterable[Record]) -> Record | None:
 def train_cell(cell: Cell, dataset: Dataset, run_dir: Path, stop: StopRequest) -> Record:
     """Train a cell in its folder, from its checkpoint if there is one; the content of result.json.
 
-    A cell that has finished is not trained again.
+    A cell that has finished is not trained again. Errors: InUseError where another process trains
+    it.
     """
     folder = cell.folder(run_dir)
-    if (folder / RESULT).exists():
-        return json.loads((folder / RESULT).read_text("utf-8"))
-    config = replace(cell.config, run_dir=str(folder), resume="auto")
-    use_threads(config)
-    return train(prepare(config, dataset, folder), stop)
+    with lock_run_dir(folder):
+        if (folder / RESULT).exists():
+            return json.loads((folder / RESULT).read_text("utf-8"))
+        config = replace(cell.config, run_dir=str(folder), resume="auto")
+        use_threads(config)
+        return train(prepare(config, dataset, folder), stop)
 
 
 def with_threads(device: str) -> str:

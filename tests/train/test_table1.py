@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from steinvae import checkpoint
+from steinvae._atomic import InUseError
+from steinvae.checkpoint import lock_run_dir
 from steinvae.density import Annealing, Suite
 from steinvae.experiments import measured, pilot, table1
 from steinvae.experiments.cells import Cell, train_cell
@@ -100,6 +102,14 @@ def test_slices_make_the_whole_run(tiny, digits, tmp_path, monkeypatch):
     assert one.step == other.step == 20
     assert all(tensor.equal(other.tensors[name]) for name, tensor in one.tensors.items())
     assert (sliced / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_a_cell_is_trained_by_one_process_at_a_time(tiny, digits, tmp_path):
+    cell = Cell(VAE, tiny(method={"name": "vae"}))
+    folder = cell.folder(tmp_path)
+    with lock_run_dir(folder), StopRequest() as stop, pytest.raises(InUseError, match="in use by"):
+        train_cell(cell, digits, tmp_path, stop)
+    assert sorted(path.name for path in folder.iterdir()) == [".lock"]
 
 
 def test_a_slice_ends_by_the_clock(tiny, digits, tmp_path):
