@@ -64,6 +64,9 @@ class Batch(NamedTuple):
     visible: Tensor | None = None
     """(B, X): the pixels that the encoder sees, where it does not see all of them."""
 
+    probe: Tensor | None = None
+    """(B, X) standard normal: where the search for an adversarial perturbation starts, if any."""
+
     reference: Tensor | None = None
     """(B or 1, R, d) standard normal: noise whose codes are weighed, where masses are moved."""
 
@@ -73,9 +76,13 @@ class Batch(NamedTuple):
             each if each is None or len(each) == 1 else each[rows]
             for each in (self.noise, self.reference)
         )
-        visible = None if self.visible is None else self.visible[rows]
+        visible, probe = (
+            None if each is None else each[rows] for each in (self.visible, self.probe)
+        )
         pixels = some_rows(self.pixels, rows)
-        return self._replace(pixels=pixels, noise=noise, reference=reference, visible=visible)
+        return self._replace(
+            pixels=pixels, noise=noise, reference=reference, visible=visible, probe=probe
+        )
 
     @property
     def shown(self) -> Tensor:
@@ -94,7 +101,7 @@ class Batch(NamedTuple):
             self.images(slice(others + labelled.start, others + labelled.stop)),
         ]
         own = {}
-        for name in ("pixels", "noise", "visible", "reference"):
+        for name in ("pixels", "noise", "visible", "probe", "reference"):
             whole = getattr(self, name)
             if whole is not None and len(whole) > 1:
                 own[name] = torch.cat([getattr(half, name) for half in halves])

@@ -57,10 +57,24 @@ class Networks:
         finally:
             self.encoder.eval()
 
+    @contextmanager
+    def predicting(self) -> Iterator[None]:
+        """Within `training`: the encoder as outside of it."""
+        mode = self.encoder.training
+        self.encoder.eval()
+        try:
+            yield
+        finally:
+            self.encoder.train(mode)
+
     def averages(self) -> list[Tensor]:
-        """Running averages of batch normalisation: what an update moves beside parameters."""
+        """What an update moves beside parameters: running averages of batch normalisation, and of
+        predictions where guesses are aligned."""
         own = [each for each in self.encoder.buffers() if each.is_floating_point()]
-        return [*own, self.model.statistics] if isinstance(self.model, HasStatistics) else own
+        if isinstance(self.model, HasStatistics):
+            own.append(self.model.statistics)
+        predicted = getattr(self.labels, "predicted", None)
+        return own if predicted is None else [*own, predicted]
 
     def parameter_count(self) -> dict[str, int]:
         """Numbers in one decoder, in all decoders, and in the encoder."""

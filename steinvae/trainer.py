@@ -20,6 +20,7 @@ from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.density.likelihood import noise_dimension
 from steinvae.feed import Feed
 from steinvae.gradients import Batch, temperature
+from steinvae.labels.adversary import perturbed
 from steinvae.labels.task import count_classes
 from steinvae.labels.training import Labelled
 from steinvae.logging import MetricsWriter, Progress
@@ -56,7 +57,7 @@ class Trainer:
             start_at_data(self.networks, config, dataset)
         self.optimizer = Optimizer(self.networks, config.optimizer)
         batch_size = config.trainer.batch_size
-        self.labelled = Labelled(config, dataset) if config.data.labelled else None
+        self.labelled = Labelled(config, dataset, self.device) if config.data.labelled else None
         if self.labelled is None:
             self._sampler = BatchSampler(len(dataset.train), batch_size, config.seed)
             self._objective = OBJECTIVES[config.method.name]
@@ -148,6 +149,8 @@ class Trainer:
         method = self.config.method
         averages = [(own, own.clone()) for own in self.networks.averages()]
         with self.networks.training():
+            if method.adversarial_radius:
+                batch = perturbed(self.networks, batch, method.adversarial_radius)
             gradients = self._objective(self.networks, batch, method, len(self.dataset.train))
         theta = None if method.fixed_theta else gradients.theta
         norm = self.optimizer.apply(
@@ -195,6 +198,10 @@ class Trainer:
         heat = temperature(method, step)
         batch = Batch(pixels, noise, order, monitor, labels=labels, temperature=heat)
         batch = batch._replace(visible=self._dropped(step, pixels))
+        if method.adversarial_radius:
+            generator = step_generator(seed, draw, "adversarial start")
+            probe = torch.randn(pixels.shape, generator=generator)
+            batch = batch._replace(probe=probe.to(self.device))
         if method.mass_rate == 0:
             return batch
         shape = (rows, method.mass_codes, noise.shape[-1])

@@ -82,6 +82,14 @@ class MethodConfig:
     """Probability from which the most probable class of an unlabelled image counts as its label in
     the direction of its codes, with the weight zeta; left out, none does, as in the paper."""
 
+    align_guesses: bool = False
+    """Weigh a guessed class by its share of the labelled images over the running mean of what is
+    predicted. For labelled images with the class frequencies of the others."""
+
+    adversarial_radius: float = 0.0
+    """Euclidean length, in pixels of [0, 1], of the perturbation of an unlabelled image that
+    changes the particles' prediction most; the encoder sees it added. 0: none. With guesses."""
+
     bandwidth: Rule | float = "liu_wang"
     """Kernel bandwidth h of the codes, one per image: a rule, or h itself in squared code units."""
 
@@ -163,6 +171,12 @@ class MethodConfig:
         require(heads is None or heads >= 1, "method.label_particles", "at least 1", heads)
         sure = self.guess_above is None or 0 < self.guess_above < 1
         require(sure, "method.guess_above", "between 0 and 1", self.guess_above)
+        guesses, radius = self.guess_above is not None, self.adversarial_radius
+        beside = "false without method.guess_above"
+        require(guesses or not self.align_guesses, "method.align_guesses", beside, True)
+        fits = 0 <= radius < float("inf") and (guesses or radius == 0)
+        bound = "0 or more" if guesses else "0 without method.guess_above"
+        require(fits, "method.adversarial_radius", bound, radius)
         positive = zeta is None or 0 < zeta < float("inf")
         require(positive, "method.zeta", "positive", zeta)
         k = self.importance_samples

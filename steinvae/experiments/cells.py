@@ -113,8 +113,8 @@ class Cell:
             labels["label_decoders"] = method.label_decoders
         if self.config.model.input_dropout:
             labels["input_dropout"] = self.config.model.input_dropout
-        names = ("zeta", "guess_above")
-        return labels | {name: own for name in names if (own := getattr(method, name)) is not None}
+        names = ("zeta", "guess_above", "align_guesses", "adversarial_radius")
+        return labels | {n: own for n in names if (own := getattr(method, n)) != _METHOD[n]}
 
     def matches(self, record: Record) -> bool:
         """Whether the record is this cell's."""

@@ -35,7 +35,8 @@ def vae(
         added = torch.zeros_like(codes)
         added[-count:] = task.zeta * found[0].codes
         if method.guess_above is not None:
-            guesses = guess(heads, codes[:-count], method.guess_above)
+            above, frequencies = method.guess_above, task.frequencies
+            guesses = guess(networks, heads, batch, codes[:-count], above, frequencies)
             added[:-count] = task.zeta * guesses.codes
             stats["guessed"] = guesses.taken.float().mean()
         return added

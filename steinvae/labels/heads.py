@@ -27,5 +27,9 @@ def make_labels(
     if config.model.network == "residual":
         kernels = config.model.label_kernels or KERNELS
         planes = code_planes(codes, code_side(config.data.crop, len(config.model.hidden)))
-        return PooledLabels(planes, classes, particles, generator, device, kernels=kernels)
-    return SoftmaxLabels(codes, classes, particles, generator, device)
+        heads = PooledLabels(planes, classes, particles, generator, device, kernels=kernels)
+    else:
+        heads = SoftmaxLabels(codes, classes, particles, generator, device)
+    if config.method.align_guesses:
+        heads.align()
+    return heads

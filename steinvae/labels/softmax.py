@@ -61,6 +61,7 @@ class SoftmaxLabels:
         device: torch.device | str = "cpu",
     ) -> None:
         self.codes, self.classes = codes, classes
+        self.predicted: Tensor | None = None
         shapes = (
             Parameter("weight", (codes, classes), 0.1 * codes**-0.5),
             Parameter("bias", (1, classes), 0.0),
@@ -72,8 +73,13 @@ class SoftmaxLabels:
         return [self.theta.flat]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The buffer, by name."""
-        return {"theta": self.theta.flat}
+        """The buffer, and what guesses are aligned by where they are, by name."""
+        aligned = {} if self.predicted is None else {"predicted": self.predicted}
+        return {"theta": self.theta.flat, **aligned}
+
+    def align(self) -> None:
+        """Keep `predicted`, the running mean (C,) of p(y | x) over images without a label."""
+        self.predicted = self.theta.flat.new_full((self.classes,), 1 / self.classes)
 
     def log_probabilities(self, codes: Float[Tensor, "B S d"]) -> Float[Tensor, "K B S C"]:
         """log p(y | z, theta~_m) of every class and label decoder."""

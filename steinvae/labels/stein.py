@@ -58,7 +58,8 @@ def stein(
     scores.codes[-count:] += task.zeta * seen.codes
     stats = label_stats(seen, labels)
     if method.guess_above is not None:
-        guesses = guess(heads, codes[:-count], method.guess_above)
+        above, frequencies = method.guess_above, task.frequencies
+        guesses = guess(networks, heads, batch, codes[:-count], above, frequencies)
         scores.codes[:-count] += task.zeta * guesses.codes
         stats["guessed"] = guesses.taken.float().mean()
     weights = None

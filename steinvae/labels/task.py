@@ -27,19 +27,28 @@ class LabelTask:
     zeta: float
     """Weight of log p(y | z) beside log p(x | z) in the codes of labelled images."""
 
+    frequencies: Tensor | None = None
+    """(C,) shares of the classes among the labelled images, where guesses are aligned with them."""
+
     @property
     def images(self) -> int:
         """N, all training images."""
         return self.labelled + self.unlabelled
 
 
-def make_task(config: Config, dataset: Dataset, labelled: Tensor) -> LabelTask:
+def make_task(
+    config: Config, dataset: Dataset, labelled: Tensor, device: torch.device | str = "cpu"
+) -> LabelTask:
     """The task of a configuration; zeta = X / (C rho) by default, rho = L / B (section 4)."""
     pixels, classes = dataset.train.features, count_classes(config, dataset)
     batch = config.trainer.batch_size
     share = (batch // 2) / batch
     zeta = config.method.zeta or pixels / (classes * share)
-    return LabelTask(len(labelled), len(dataset.train) - len(labelled), zeta)
+    frequencies = None
+    if config.method.align_guesses:
+        own = labels_of(dataset.train)[labelled]
+        frequencies = (torch.bincount(own, minlength=classes) / len(own)).to(device)
+    return LabelTask(len(labelled), len(dataset.train) - len(labelled), zeta, frequencies)
 
 
 def count_classes(config: Config, dataset: Dataset) -> int:

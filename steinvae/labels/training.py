@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from steinvae.config import Config
@@ -23,13 +24,15 @@ class Labelled:
     Errors: ValueError where the images have no labels or a class is too small for the subset.
     """
 
-    def __init__(self, config: Config, dataset: Dataset) -> None:
+    def __init__(
+        self, config: Config, dataset: Dataset, device: torch.device | str = "cpu"
+    ) -> None:
         self.indices = labelled_indices(config, dataset)
         self._labels, self._dataset = labels_of(dataset.train), dataset
         self.sampler = LabelledSampler(
             self._labels, self.indices, config.trainer.batch_size, config.seed
         )
-        self.task = make_task(config, dataset, self.indices)
+        self.task = make_task(config, dataset, self.indices, device)
         self.objective = labelled_objective(config.method.name, self.task)
         self._seed = config.seed
 

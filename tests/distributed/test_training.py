@@ -31,6 +31,12 @@ METHODS = {
     "regression": {"regression_steps": 2},
     "labels, viwae": {"labelled": True, "name": "stein_viwae", "importance_samples": 3},
     "labels, vae": {"labelled": True, "name": "vae"},
+    "guesses": {
+        "labelled": True,
+        "guess_above": 0.2,
+        "align_guesses": True,
+        "adversarial_radius": 0.5,
+    },
     "labels, m2": {"labelled": True, "name": "m2"},
 }
 

@@ -61,9 +61,10 @@ def test_every_method_learns_classes(method, tiny, digits, tmp_path):
     assert curve[-1]["validation/label_nll"] < log(10)
 
 
-@pytest.mark.parametrize("method", ["stein", "viwae", "m2", "regression"])
+@pytest.mark.parametrize("method", ["stein", "viwae", "m2", "regression", "guesses"])
 def test_resumed_run_repeats_the_whole_one(method, tiny, digits, tmp_path):
-    settings = METHODS | {"regression": {"regression_steps": 2}}
+    guesses = {"guess_above": 0.5, "align_guesses": True, "adversarial_radius": 0.5}
+    settings = METHODS | {"regression": {"regression_steps": 2}, "guesses": guesses}
     config = tiny(
         data=LABELS,
         model={"input_dropout": 0.3},
