@@ -161,7 +161,8 @@ def _caption(found: Group) -> str:
 
 _GUESSES = (
     " Guesses, beyond the paper: unlabelled images count as labelled where the averaged "
-    f"probability of a class is above {GUESS_ABOVE}."
+    f"probability of a class, aligned with the labels' frequencies, is above {GUESS_ABOVE}, and "
+    "the encoder sees them perturbed against that prediction."
 )
 
 
