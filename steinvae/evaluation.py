@@ -59,6 +59,7 @@ def evaluate_all(run_dir: Path, config: Config, options: argparse.Namespace) -> 
         simulated=options.simulated,
         fit_samples=config.evaluation.fit_samples,
         inflation=config.evaluation.inflation,
+        proposal="diagonal" if config.evaluation.proposal == "diagonal" else "fitted",
         seed=config.seed,
     )
     dataset, networks = _load(run_dir, config)

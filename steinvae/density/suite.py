@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from steinvae.density.annealed import ais
 from steinvae.density.annealing import Annealing
 from steinvae.density.elbo import encoder_bounds
 from steinvae.density.findings import UPPER, Assumption, Finding, mean_and_error
+from steinvae.density.importance import ESTIMATORS as PROPOSALS
 from steinvae.density.importance import importance_weights
 from steinvae.density.likelihood import (
     Treatment,
@@ -30,6 +32,9 @@ from steinvae.density.units import active_units, unit_activity
 from steinvae.networks import Networks
 
 ESTIMATORS = ("iw_g", "elbo", "ais", "bdmc", "units")
+MOST_CODES = 4096
+"""Code dimensions whose d x d covariances and Jacobians are still made: 128 MB in float64."""
+
 _FEW, _SMALL_SHARE = 2.0, 0.01
 """A median effective number below 2, or below 1 % of the samples, is called loose. It is a hint: a
 proposal that misses a part of the posterior cannot see what it misses."""
@@ -49,6 +54,9 @@ class Suite:
 
     fit_samples: int = 8
     inflation: float = 1.2
+    proposal: Literal["fitted", "diagonal"] = "fitted"
+    """Of iw_g: full covariances, or diagonal ones (then iw_d), for thousands of codes."""
+
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -70,7 +78,9 @@ def measure_all(
 
     All but the sandwich look at the same images; image b's randomness depends on (seed, b) alone.
     With several decoders a bound comes twice, for the mixture and for the average of log p(x | z).
+    Errors: ValueError where an estimator would need d x d matrices of more than MOST_CODES codes.
     """
+    _check_size(networks.encoder.codes, suite)
     for name in ESTIMATORS:
         if name not in suite.estimators:
             continue
@@ -78,6 +88,21 @@ def measure_all(
         found = _TABLE[name](networks, pixels, suite)
         seconds = perf_counter() - begun
         yield from (replace(each, seconds=seconds / len(found)) for each in found)
+
+
+def _check_size(codes: int, suite: Suite) -> None:
+    if codes <= MOST_CODES:
+        return
+    if "iw_g" in suite.estimators and suite.proposal == "fitted":
+        raise ValueError(
+            f"iw_g fits a covariance of {codes:,} x {codes:,}, which is for at most {MOST_CODES:,} "
+            "codes: set evaluation.proposal to diagonal"
+        )
+    if "elbo" in suite.estimators:
+        raise ValueError(
+            f"elbo takes determinants of {codes:,} x {codes:,}, which is for at most "
+            f"{MOST_CODES:,} codes: leave it out of --estimators"
+        )
 
 
 def _iw_g(networks: Networks, pixels: Tensor, suite: Suite) -> list[Finding]:
@@ -88,6 +113,7 @@ def _iw_g(networks: Networks, pixels: Tensor, suite: Suite) -> list[Finding]:
         seed=suite.seed,
         fit_samples=suite.fit_samples,
         inflation=suite.inflation,
+        proposal=suite.proposal,
     )
     bounds: dict[Treatment, list[Tensor]] = {theta: [] for theta in _treatments(networks)}
     effective = []
@@ -96,15 +122,17 @@ def _iw_g(networks: Networks, pixels: Tensor, suite: Suite) -> list[Finding]:
         for theta, parts in bounds.items():
             parts.append(log_mean_exp(over_decoders(each, theta), -1))
     median = torch.cat(effective).median().item()
+    of_its = " of diagonal covariance" if suite.proposal == "diagonal" else ""
     rests_on = (
         bits(networks, pixels),
         Assumption(
             "the proposal's density is known",
             "yes",
-            f"a Gaussian, whatever the encoder; {_tightness(median, suite.samples)}",
+            f"a Gaussian{of_its}, whatever the encoder; {_tightness(median, suite.samples)}",
         ),
     )
-    make = partial(_nll, f"iw_g({suite.samples})", rests_on, {"effective_samples": median})
+    name = f"{PROPOSALS[suite.proposal]}({suite.samples})"
+    make = partial(_nll, name, rests_on, {"effective_samples": median})
     return [make(theta, torch.cat(parts)) for theta, parts in bounds.items()]
 
 

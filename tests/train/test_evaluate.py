@@ -11,7 +11,8 @@ import torch
 from steinvae import evaluate, train
 from steinvae.config import Config, MethodConfig, ModelConfig
 from steinvae.data import load
-from steinvae.density import Annealing, Suite, measure_all
+from steinvae.density import Annealing, Suite, measure_all, negative_log_likelihood
+from steinvae.density import suite as suite_module
 from steinvae.density.findings import NOTHING, UPPER, Assumption, Finding
 from steinvae.evaluation import paired_differences, summary
 from steinvae.networks import Networks, build_networks
@@ -147,6 +148,35 @@ def test_bound_by_few_effective_samples_is_called_loose():
     assert "the bound is loose" in loose.assumptions[1].evidence
     assert "the bound is loose" not in tight.assumptions[1].evidence
     assert loose.holds == tight.holds == "yes"
+
+
+def test_a_diagonal_proposal_is_the_one_that_training_reports_by():
+    networks, pixels = networks_of("flow"), (torch.rand(4, 6) < 0.5).float()
+    suite = Suite(estimators=("iw_g",), samples=40, proposal="diagonal")
+    (found,) = measure_all(networks, pixels, suite)
+    reported = negative_log_likelihood(networks, pixels, samples=40, seed=0, proposal="diagonal")
+    assert (found.estimator, found.value) == ("iw_d(40)", reported.value)
+
+
+@pytest.mark.parametrize(
+    ("estimators", "proposal", "says"),
+    [
+        (("iw_g",), "fitted", "set evaluation.proposal to diagonal"),
+        (("elbo", "units"), "diagonal", "leave it out of --estimators"),
+        (("iw_g", "units"), "diagonal", None),
+    ],
+)
+def test_matrices_of_many_codes_are_refused_before_anything_is_made(
+    estimators, proposal, says, monkeypatch
+):
+    monkeypatch.setattr(suite_module, "MOST_CODES", 1)
+    suite = Suite(estimators=estimators, samples=10, proposal=proposal)
+    found = measure_all(networks_of("flow"), torch.ones(4, 6), suite)
+    if says is None:
+        assert len(list(found)) == 2
+    else:
+        with pytest.raises(ValueError, match=says):
+            list(found)
 
 
 def finding(estimator: str, nll: list[float], theta: str = "mixture") -> Finding:
