@@ -67,12 +67,16 @@ class Optimizer:
         *,
         left_out: Tensor,
     ) -> None:
-        """Adam's step, which changes nothing where the boolean scalar `left_out` is true."""
-        self._theta.grad = theta
+        """Adam's step, which changes nothing where the boolean scalar `left_out` is true.
+
+        The fused kernel walks through memory, whatever the strides: a gradient that convolutions
+        made channels-last would move other weights than its own.
+        """
+        self._theta.grad = None if theta is None else _laid_out(theta, self._theta)
         for parameter, gradient in zip(self._eta, eta, strict=True):
-            parameter.grad = gradient
+            parameter.grad = _laid_out(gradient, parameter)
         for index, parameter in enumerate(self._labels):
-            parameter.grad = labels[index] if labels else None
+            parameter.grad = _laid_out(labels[index], parameter) if labels else None
         decoders, encoder, *label_decoders = self._adam.param_groups
         decoders["lr"] = learning_rate(self._config, step)
         encoder["lr"] = self._config.encoder_factor * decoders["lr"]
@@ -116,6 +120,8 @@ def is_left_out(norm: Tensor, unless: Tensor | None = None) -> Tensor:
     return left_out if unless is None else left_out | unless
 
 
-def _laid_out(saved: Tensor, like: Tensor) -> Tensor:
-    """A saved moment in the memory order of its parameter, as the fused kernel takes them."""
-    return torch.empty_like(like).copy_(saved) if saved.shape == like.shape else saved
+def _laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """A gradient or moment in the memory order of its parameter, as the fused kernel takes them."""
+    if value.shape != like.shape or value.stride() == like.stride():
+        return value
+    return torch.empty_like(like).copy_(value)
