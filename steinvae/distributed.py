@@ -29,8 +29,10 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from steinvae.config import Config, OptimizerConfig
 from steinvae.data import Dataset
-from steinvae.gradients import Batch
+from steinvae.gradients import Batch, own_rows
 from steinvae.logging import MetricsWriter, Progress
+from steinvae.models import HasStatistics
+from steinvae.models.batch_norm import over_ranks
 from steinvae.networks import Networks
 from steinvae.optimizer import Optimizer, is_left_out, marked
 from steinvae.signals import Interrupted, StopRequest
@@ -66,10 +68,10 @@ class World:
                 f"trainer.batch_size must be a multiple of {2 * self.size} where labels are in use "
                 f"on {self.size} processes, so that each half is shared out, got {batch}"
             )
-        if config.model.network == "residual":
+        if config.model.network == "residual" and config.trainer.compile:
             raise ValueError(
-                "model.network is residual: its batch normalisation takes the statistics of a "
-                f"minibatch, which {self.size} processes would share out; train in one process"
+                "trainer.compile must be false on several processes for model.network residual: "
+                "its batch normalisation adds up statistics of all of them inside a pass"
             )
 
     def by_feature(self, theta: Tensor, score: Tensor) -> tuple[DTensor, DTensor]:
@@ -202,6 +204,11 @@ class ShardedTrainer(Trainer):
     def __init__(self, config: Config, dataset: Dataset, run_dir: Path, world: World) -> None:
         super().__init__(config, dataset, run_dir)
         self._world = world
+        over_ranks(self.networks.encoder, world)
+        if isinstance(self.networks.model, HasStatistics):
+            self.networks.model.share(world)
+        labelled = self.labelled.sampler.labelled_size if self.labelled else 0
+        self._feed.share(own_rows(config.trainer.batch_size, labelled, world.rank, world.size))
         self.optimizer = ShardedOptimizer(self.networks, config.optimizer, world)  # type: ignore[assignment]
 
     def fit(self, metrics: MetricsWriter, progress: Progress, stop: StopRequest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,20 @@ class Sampler(Protocol):
         ...
 
 
+class Some:
+    """Some rows of every minibatch of a sampler."""
+
+    def __init__(self, sampler: Sampler, rows: Tensor) -> None:
+        self._sampler, self._rows = sampler, rows
+        period = getattr(sampler, "steps_per_epoch", None)
+        if period is not None:
+            self.steps_per_epoch = period
+
+    def indices(self, step: int) -> Tensor:
+        """Those of the rows, of minibatch `step`."""
+        return self._sampler.indices(step)[self._rows]
+
+
 class Feed:
     """The examples of minibatch `step` = 0, 1, ... on the device, from (seed, step) alone.
 
@@ -31,27 +46,43 @@ class Feed:
     ) -> None:
         self._split, self._seed, self._device = dataset.train, config.seed, device
         self._sampler = sampler
-        self._loader: Any = None
-        if config.data.name == IN_FILES:
-            from steinvae.data.images import ImageLoader  # Pillow is not needed otherwise
-
-            self._loader = ImageLoader(
-                self._split,
-                config.trainer.batch_size,
-                config.seed,
-                workers=config.data.workers,
-                pin_memory=device.type == "cuda",
-                sampler=sampler,
-            )
+        self._config = config
+        self._rows: Tensor | None = None
+        self._loader: Any = self._load(sampler) if config.data.name == IN_FILES else None
         self._ahead: Any = None
         self._next = 0
+
+    def share(self, rows: Sequence[slice]) -> None:
+        """Read no images from files but those of these rows; the others are 0 from now on."""
+        if self._loader is None:
+            return
+        every = torch.arange(self._config.trainer.batch_size)
+        self._rows = torch.cat([every[part] for part in rows])
+        self._loader = self._load(Some(self._sampler, self._rows))
+
+    def _load(self, sampler: Sampler) -> Any:
+        from steinvae.data.images import ImageLoader  # Pillow is not needed otherwise
+
+        return ImageLoader(
+            self._split,
+            self._config.trainer.batch_size,
+            self._seed,
+            workers=self._config.data.workers,
+            pin_memory=self._device.type == "cuda",
+            sampler=sampler,
+        )
 
     def __call__(self, step: int) -> Tensor:
         """(B, X) float32 on the device."""
         if self._loader is None:
             generator = step_generator(self._seed, step, "binarization")
             return self._split.batch(self._sampler.indices(step), generator).to(self._device)
-        return self._split.as_input(self._prepared(step).to(self._device, non_blocking=True))
+        own = self._split.as_input(self._prepared(step).to(self._device, non_blocking=True))
+        if self._rows is None:
+            return own
+        rows = self._rows.to(self._device)
+        whole = own.new_zeros(self._config.trainer.batch_size, own.shape[1])
+        return whole.index_copy_(0, rows, own)
 
     def _prepared(self, step: int) -> Tensor:
         """(B, 3, side, side) uint8."""

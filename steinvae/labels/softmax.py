@@ -52,6 +52,9 @@ class SoftmaxLabels:
     uniform, and the particles differ.
     """
 
+    predicted: Tensor | None = None
+    """(C,): running mean of p(y | x) over images without a label, where guesses are aligned."""
+
     def __init__(
         self,
         codes: int,
@@ -61,7 +64,6 @@ class SoftmaxLabels:
         device: torch.device | str = "cpu",
     ) -> None:
         self.codes, self.classes = codes, classes
-        self.predicted: Tensor | None = None
         shapes = (
             Parameter("weight", (codes, classes), 0.1 * codes**-0.5),
             Parameter("bias", (1, classes), 0.0),
@@ -78,7 +80,7 @@ class SoftmaxLabels:
         return {"theta": self.theta.flat, **aligned}
 
     def align(self) -> None:
-        """Keep `predicted`, the running mean (C,) of p(y | x) over images without a label."""
+        """Keep `predicted` from now on."""
         self.predicted = self.theta.flat.new_full((self.classes,), 1 / self.classes)
 
     def log_probabilities(self, codes: Float[Tensor, "B S d"]) -> Float[Tensor, "K B S C"]:

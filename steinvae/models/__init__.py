@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from steinvae.models.batch_norm import Ranks
 from steinvae.models.closed_form import ClosedForm, Weigh
 from steinvae.particles import Parameter
 
@@ -70,6 +71,10 @@ class HasStatistics(Protocol):
 
     def track(self, particles: int, device: torch.device | str) -> None:
         """Fresh statistics of so many decoders."""
+        ...
+
+    def share(self, ranks: Ranks) -> None:
+        """From now on minibatches are those of all processes together."""
         ...
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from steinvae.models.batch_norm import Ranks, over_ranks
 from steinvae.models.closed_form import ClosedForm, Weigh
 from steinvae.models.stages import COLOURS, COMPILER, Up, code_planes, code_side, start_scale
 from steinvae.particles import Parameter
@@ -101,6 +102,10 @@ class GaussianResidual:
             for name, own in self.net.named_buffers()
         ]
         self.statistics = torch.cat(fresh).to(device).repeat(particles, 1)
+
+    def share(self, ranks: Ranks) -> None:
+        """See `models.HasStatistics`."""
+        over_ranks(self.net, ranks)
 
     def log_likelihood(
         self,

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from steinvae.models.batch_norm import Again, BatchNorm
 from steinvae.models.conv import SLOPE
 
 COLOURS = 3
@@ -29,39 +30,6 @@ FIRST, FIRST_STRIDE = 7, 4
 """Kernel and stride next to the image."""
 
 KERNEL, STRIDE = 3, 2
-EPSILON, MOMENTUM = 1e-5, 0.1
-"""Of batch normalisation: torch's defaults."""
-
-
-class BatchNorm(nn.Module):
-    """(x - mean) / sd of every plane, times 1 + gain, plus shift (Ioffe & Szegedy 2015).
-
-    In training mode mean and sd are those of the rows at hand, and running averages of them are
-    kept for the other mode. The gain counts from 1, so that all parameters have a prior around 0.
-    """
-
-    mean: Tensor
-    variance: Tensor
-
-    def __init__(self, planes: int) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.zeros(planes))
-        self.shift = nn.Parameter(torch.zeros(planes))
-        self.register_buffer("mean", torch.zeros(planes))
-        self.register_buffer("variance", torch.ones(planes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        momentum = 0.0 if _Again.running else MOMENTUM
-        return F.batch_norm(
-            x,
-            self.mean,
-            self.variance,
-            1 + self.gain,
-            self.shift,
-            self.training,
-            momentum,
-            EPSILON,
-        )
 
 
 class Layer(nn.Module):
@@ -189,18 +157,6 @@ def kept_numbers(hidden: Sequence[int], stack: int, side: int, *, recompute: boo
     return sum(outputs) + max(stages) if recompute else sum(stages)
 
 
-class _Again:
-    """A block in which activations are computed a second time, so that averages must not move."""
-
-    running = False
-
-    def __enter__(self) -> None:
-        _Again.running = True
-
-    def __exit__(self, *_: object) -> None:
-        _Again.running = False
-
-
 def through(stage: Callable[[Tensor], Tensor], x: Tensor, recompute: bool) -> Tensor:
     """stage(x), whose activations are kept, or computed again on the way back."""
     if not (recompute and torch.is_grad_enabled()):
@@ -210,7 +166,7 @@ def through(stage: Callable[[Tensor], Tensor], x: Tensor, recompute: bool) -> Te
         x,
         use_reentrant=False,
         preserve_rng_state=False,
-        context_fn=lambda: (nullcontext(), _Again()),
+        context_fn=lambda: (nullcontext(), Again()),
     )
 
 

@@ -15,8 +15,10 @@ import torch
 from bench import scaling
 from stein_kernels.testing import relative_error
 from steinvae import checkpoint
+from steinvae.models.batch_norm import BatchNorm
 from tests.conftest import ROOT
 from tests.distributed import training
+from tests.train.image_trees import write_tree
 
 # In float64, four updates. Sums over images come in another order, to 1e-16 of their size; Adam
 # divides by the size of the gradient, so one that cancels to 1e-6 of its terms is good to 1e-10.
@@ -58,6 +60,48 @@ def test_a_run_is_that_of_one_process(ranks, method, tmp_path):
     expected = training.alone(tmp_path / "one", 4, **method)
     for actual in ranks(training.together, tmp_path / "all", 4, method):
         assert_same(actual, expected)
+
+
+def test_batch_normalisation_is_that_of_all_rows(ranks):
+    """torch's own on all rows: values, gradients, running averages."""
+    rows = torch.randn(8, 3, 2, 5, dtype=torch.float64) * 3 + 7
+    towards = torch.randn_like(rows)
+    layer = BatchNorm(3).double()
+    x = rows.clone().requires_grad_()
+    out = layer(x)
+    gradients = torch.autograd.grad(out, [x, layer.gain, layer.shift], towards)
+    shared = [*gradients[1:], layer.mean, layer.variance]
+    answers = ranks(training.normalised, rows, towards)
+    torch.testing.assert_close(torch.cat([each[0] for each in answers]), out)
+    torch.testing.assert_close(torch.cat([each[1] for each in answers]), gradients[0])
+    for _, _, *own in answers:
+        for actual, expected in zip(own, shared, strict=True):
+            torch.testing.assert_close(actual, expected)
+
+
+IMAGES = {
+    "stein": {},
+    "recomputed": {"trainer": {"recompute": True}},
+    "vae": {"method": {"name": "vae"}},
+    "viwae": {
+        "method": {
+            "name": "stein_viwae",
+            "code_particles": 2,
+            "importance_samples": 2,
+            "theta_particles": 1,
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("changes", IMAGES.values(), ids=IMAGES.keys())
+def test_images_in_files_are_shared_out(ranks, changes, tmp_path):
+    """A run on images with batch normalisation is that of one process, and each reads its own."""
+    tree = write_tree(tmp_path / "images")
+    expected = training.images_alone(tmp_path / "one", tree, 3, **changes)
+    for actual, read in ranks(training.images_together, tmp_path / "all", tree, 3, changes):
+        assert_same(actual, expected)
+        assert read == {8 // ranks.size}
 
 
 def test_any_number_of_processes_continues(ranks, tmp_path):
@@ -107,13 +151,13 @@ def test_what_an_update_moves(started, size, tmp_path):
 
 
 def test_settings_that_cannot_be_shared_out(ranks):
-    for batch, labels, normalised in ranks(training.refusals):
+    for batch, labels, compiled in ranks(training.refusals):
         size = ranks.size
         assert batch == f"trainer.batch_size must be a multiple of the {size} processes, got 9"
         assert labels.startswith(
             f"trainer.batch_size must be a multiple of {2 * size} where labels"
         )
-        assert normalised.startswith("model.network is residual: ")
+        assert compiled.startswith("trainer.compile must be false on several processes")
 
 
 COMMAND = [

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -23,15 +23,18 @@ from steinvae.config import (
     TrainerConfig,
 )
 from steinvae.data import Dataset, Split
+from steinvae.data.images.split import ImageSplit
 from steinvae.data.synthetic import Vectors
 from steinvae.distributed import ShardedTrainer, World
 from steinvae.gradients import Gradients
 from steinvae.logging import MetricsWriter, Progress
+from steinvae.models.batch_norm import BatchNorm, over_ranks
 from steinvae.presets import load_preset
-from steinvae.run import follow
+from steinvae.run import follow, load_data
 from steinvae.signals import Interrupted, StopRequest
 from steinvae.trainer import Trainer
 from tests.distributed.on_ranks import Traffic
+from tests.train.image_trees import small_config
 
 PIXELS = 9  # decoders of 3 codes, 5 units, 9 pixels have 74 parameters: 19, 19, 19, 17 on 4 ranks
 DECODERS, DECODER = 3, 74
@@ -199,13 +202,75 @@ def traffic_of_an_update(folder: Path) -> tuple[list[tuple[str, int]], int, list
     return traffic.calls, sum(e.numel() for e in trainer.networks.eta()), shapes
 
 
+class WideImages(ImageSplit):
+    """In float64; notes how many training images were asked for at once."""
+
+    asked: ClassVar[list[int]] = []
+
+    def pixels(self, indices: Tensor, key: int | None = None) -> Tensor:
+        if self.random:
+            self.asked.append(len(indices))
+        return super().pixels(indices, key)
+
+    def as_input(self, pixels: Tensor) -> Tensor:
+        return super().as_input(pixels).double()
+
+
+def images(tree: Path, steps: int, **changes: Any) -> tuple[Config, Dataset]:
+    """Images in files by convolutions with batch normalisation."""
+    start = small_config(tree, config(steps).trainer)
+    settings = replace(
+        start,
+        method=replace(start.method, **changes.get("method", {})),
+        trainer=replace(start.trainer, **{"max_steps": steps, **changes.get("trainer", {})}),
+    )
+    dataset = load_data(settings)
+    wide = {
+        name: WideImages(**vars(getattr(dataset, name))) for name in ("train", "validation", "test")
+    }
+    WideImages.asked.clear()
+    return settings, replace(dataset, **wide)
+
+
+def images_alone(folder: Path, tree: Path, steps: int, **changes: Any) -> dict[str, Tensor]:
+    """As `alone`."""
+    with in_float64():
+        return fit(Trainer(*images(tree, steps, **changes), folder))
+
+
+def images_together(
+    folder: Path, tree: Path, steps: int, changes: dict[str, Any]
+) -> tuple[dict[str, Tensor], set[int]]:
+    """As `together`, and how many images of a minibatch this rank has read."""
+    with in_float64():
+        settings, dataset = images(tree, steps, **changes)
+        tensors = fit(ShardedTrainer(settings, dataset, folder, World()))
+        read = set(WideImages.asked)
+        return {name: value.clone() for name, value in tensors.items()}, read
+
+
+def normalised(rows: Tensor, towards: Tensor) -> list[Tensor]:
+    """What this rank's part of the rows comes out as in training, its gradient along `towards`,
+    those of gain and shift added up over the ranks, and the running averages."""
+    world, layer = World(), BatchNorm(rows.shape[1]).double()
+    over_ranks(layer, world)
+    mine = slice(*(each * len(rows) // world.size for each in (world.rank, world.rank + 1)))
+    x = rows[mine].clone().requires_grad_()
+    out = layer(x)
+    gradients = torch.autograd.grad(out, [x, layer.gain, layer.shift], towards[mine])
+    found = [out.detach(), gradients[0], *world.sum(gradients[1:]), layer.mean, layer.variance]
+    return [each.clone() for each in found]
+
+
 def refusals() -> list[str]:
     """What `World.check` says of settings that cannot be shared out."""
     odd = replace(config(1), trainer=TrainerConfig(batch_size=9))
     labelled = config(1, labelled=True)
     labelled = replace(labelled, trainer=TrainerConfig(batch_size=3 * dist.get_world_size()))
     messages = []
-    for each in (odd, labelled, load_preset("tiny_imagenet")):
+    compiled = load_preset("tiny_imagenet")
+    compiled = replace(compiled, trainer=replace(compiled.trainer, compile=True))
+    for each in (odd, labelled, compiled):
         try:
             World().check(each)
         except ValueError as error:
