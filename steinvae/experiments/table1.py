@@ -14,10 +14,11 @@ from steinvae.config import Config
 from steinvae.data import Dataset
 from steinvae.density import Annealing, Suite
 from steinvae.experiments.cells import read
+from steinvae.experiments.labelled_cells import among
 from steinvae.experiments.measured import measure_cells
 from steinvae.experiments.pilot import with_steps
 from steinvae.experiments.slices import add_slices, check_positive, time_slice
-from steinvae.experiments.table1_cells import cells, dynamic, small
+from steinvae.experiments.table1_cells import METHODS, cells, dynamic, small
 from steinvae.experiments.table1_draw import draw, efforts, short
 from steinvae.run import load_data
 
@@ -40,6 +41,7 @@ def add_options(parser: ArgumentParser) -> None:
     """What `python -m steinvae.reproduce table1` takes beside what all experiments take."""
     add = parser.add_argument
     add("--budget", choices=BUDGETS, help="default small")
+    add("--methods", help=f"of {','.join(METHODS)} (default: all)")
     add("--minutes", type=float, help="of a run, for budgets cpu and gpu (default 60)")
     add_slices(parser)
 
@@ -51,6 +53,7 @@ def run(
     run_dir: Path,
     *,
     budget: str = "small",
+    methods: str | None = None,
     minutes: float | None = None,
     slice_minutes: float | None = None,
 ) -> str:
@@ -70,10 +73,11 @@ def run(
         raise ValueError(
             f"minutes act for budgets cpu and gpu, small has 6,000 steps; got {minutes}"
         )
+    chosen = among("methods", methods, tuple(METHODS))
     folder = run_dir / budget
     dataset: Dataset | None = None
     with time_slice(slice_minutes) as stop:
-        for cell in cells(base(budget, root), seeds):
+        for cell in cells(base(budget, root), seeds, chosen):
             dataset = dataset or load_data(cell.config)
             if budget != "small":
                 cell = with_steps(cell, dataset, folder, minutes or MINUTES)

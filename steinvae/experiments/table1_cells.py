@@ -29,6 +29,18 @@ ROWS: dict[str, dict[str, Any]] = {
         "encoder": "triangular",
     },
 }
+METHODS = {
+    "stein_viwae": "Stein VIWAE",
+    "control": "control: VAE encoder, weighted decoder",
+    "vae": "VAE",
+    "iwae": "IWAE",
+    "stein_vae": "Stein VAE",
+    "planar_flow": "planar flow",
+    "ceiling": "ceiling: flow by its ELBO, weighted decoder",
+    "moved_codes": "Stein VIWAE, moved codes",
+}
+"""What a row is called on the command line."""
+
 COMPARED = tuple(ROWS)[:4]
 """Rows that the claims are about; they run first, for every seed."""
 
@@ -72,14 +84,16 @@ def dynamic(root: str | None, device: Literal["cpu", "cuda"]) -> Config:
     )
 
 
-def cells(base: Config, seeds: Sequence[int]) -> list[Cell]:
-    """The rows that the claims are about seed by seed, then the others."""
+def cells(base: Config, seeds: Sequence[int], methods: Sequence[str] | None = None) -> list[Cell]:
+    """The rows that the claims are about seed by seed, then the others; of some METHODS or all."""
+    wanted = {METHODS[name] for name in methods or METHODS}
     others = [row for row in ROWS if row not in COMPARED]
     return [
         Cell(row, replace(base, seed=seed, model=model(base, row), method=method(base, row)))
         for rows in (COMPARED, others)
         for seed in seeds
         for row in rows
+        if row in wanted
     ]
 
 

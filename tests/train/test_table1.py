@@ -14,7 +14,7 @@ from steinvae.checkpoint import lock_run_dir
 from steinvae.density import Annealing, Suite
 from steinvae.experiments import measured, pilot, table1
 from steinvae.experiments.cells import Cell, train_cell
-from steinvae.experiments.table1_cells import ROWS, cells, method
+from steinvae.experiments.table1_cells import METHODS, ROWS, cells, method
 from steinvae.experiments.table1_draw import CONTROL, IWAE, VAE, VIWAE, draw, short
 from steinvae.plan import make_plan
 from steinvae.report import tidy_record
@@ -35,6 +35,17 @@ def test_cells_are_distinct_and_equal_in_decoder_passes(budget):
     keys = {(c.config.method.name, c.config.seed, str(c.setting())) for c in made}
     assert len(keys) == len(made) == 2 * len(ROWS)
     assert len({make_plan(cell.config).decoder_passes for cell in made}) == 1
+
+
+def test_cells_of_some_methods():
+    made = cells(table1.base("cpu", None), (0, 2), ["control", "moved_codes"])
+    assert [(cell.row, cell.config.seed) for cell in made] == [
+        (CONTROL, 0),
+        (CONTROL, 2),
+        ("Stein VIWAE, moved codes", 0),
+        ("Stein VIWAE, moved codes", 2),
+    ]
+    assert set(METHODS.values()) == set(ROWS)
 
 
 def test_weighted_methods_share_k_with_iwae():
