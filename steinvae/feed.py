@@ -57,8 +57,9 @@ class Feed:
         if self._loader is None:
             return
         every = torch.arange(self._config.trainer.batch_size)
-        self._rows = torch.cat([every[part] for part in rows])
-        self._loader = self._load(Some(self._sampler, self._rows))
+        own = torch.cat([every[part] for part in rows])
+        self._rows = own.to(self._device)
+        self._loader = self._load(Some(self._sampler, own))
 
     def _load(self, sampler: Sampler) -> Any:
         from steinvae.data.images import ImageLoader  # Pillow is not needed otherwise
@@ -80,9 +81,8 @@ class Feed:
         own = self._split.as_input(self._prepared(step).to(self._device, non_blocking=True))
         if self._rows is None:
             return own
-        rows = self._rows.to(self._device)
         whole = own.new_zeros(self._config.trainer.batch_size, own.shape[1])
-        return whole.index_copy_(0, rows, own)
+        return whole.index_copy_(0, self._rows, own)
 
     def _prepared(self, step: int) -> Tensor:
         """(B, 3, side, side) uint8."""
