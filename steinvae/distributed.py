@@ -6,9 +6,9 @@ so each process has the Stein direction, Adam's moments and the update of its sl
 and the slices are gathered into the decoders that all of them hold. That is the traffic of ZeRO
 stage 1 (Rajbhandari et al. 2020), and M x M numbers for the distances.
 
-Everything random is drawn from (seed, step) by every process, whole: a run of W processes is the
-run of one, up to the order of sums. Checkpoints hold whole tensors, so any number of processes
-continues them.
+Everything random is a function of (seed, step, row), and a process draws that of its own rows: a
+run of W processes is the run of one, up to the order of sums. Checkpoints hold whole tensors, so
+any number of processes continues them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from steinvae.config import Config, OptimizerConfig
 from steinvae.data import Dataset
-from steinvae.gradients import Batch, own_rows
+from steinvae.draws import own_rows
+from steinvae.gradients import Batch
 from steinvae.logging import MetricsWriter, Progress
 from steinvae.models import HasStatistics
 from steinvae.models.batch_norm import over_ranks
@@ -208,7 +209,8 @@ class ShardedTrainer(Trainer):
         if isinstance(self.networks.model, HasStatistics):
             self.networks.model.share(world)
         labelled = self.labelled.sampler.labelled_size if self.labelled else 0
-        self._feed.share(own_rows(config.trainer.batch_size, labelled, world.rank, world.size))
+        self._rows = own_rows(config.trainer.batch_size, labelled, world.rank, world.size)
+        self._feed.share(self._rows)
         self.optimizer = ShardedOptimizer(self.networks, config.optimizer, world)  # type: ignore[assignment]
 
     def fit(self, metrics: MetricsWriter, progress: Progress, stop: StopRequest) -> None:
@@ -226,8 +228,7 @@ class ShardedTrainer(Trainer):
 
     def batch(self, step: int, *, monitor: bool = False) -> Batch:
         """This process's rows of the minibatch that one process would have."""
-        batch = super().batch(step, monitor=monitor)
-        return batch.share(self._world.rank, self._world.size)._replace(ranks=self._world)
+        return super().batch(step, monitor=monitor)._replace(ranks=self._world)
 
     def save(self, tensors: dict[str, Tensor], metrics: MetricsWriter | None = None) -> None:
         """The leader writes the checkpoint of one process."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steinvae.config import IN_FILES, Config
 from steinvae.data import Dataset, step_generator
+from steinvae.draws import pick
 
 
 class Sampler(Protocol):
@@ -23,7 +24,7 @@ class Sampler(Protocol):
 class Some:
     """Some rows of every minibatch of a sampler."""
 
-    def __init__(self, sampler: Sampler, rows: Tensor) -> None:
+    def __init__(self, sampler: Sampler, rows: Sequence[slice]) -> None:
         self._sampler, self._rows = sampler, rows
         period = getattr(sampler, "steps_per_epoch", None)
         if period is not None:
@@ -31,11 +32,12 @@ class Some:
 
     def indices(self, step: int) -> Tensor:
         """Those of the rows, of minibatch `step`."""
-        return self._sampler.indices(step)[self._rows]
+        return pick(self._sampler.indices(step), self._rows)
 
 
 class Feed:
-    """The examples of minibatch `step` = 0, 1, ... on the device, from (seed, step) alone.
+    """The examples of minibatch `step` = 0, 1, ... on the device, from (seed, step) alone; once
+    they are shared out, those of own rows.
 
     Splits in memory are indexed at once. Images in files are prepared by `data.workers` processes,
     in order; a step that is not the next one, after a resume for example, starts them again there.
@@ -47,19 +49,16 @@ class Feed:
         self._split, self._seed, self._device = dataset.train, config.seed, device
         self._sampler = sampler
         self._config = config
-        self._rows: Tensor | None = None
+        self._rows: Sequence[slice] | None = None
         self._loader: Any = self._load(sampler) if config.data.name == IN_FILES else None
         self._ahead: Any = None
         self._next = 0
 
     def share(self, rows: Sequence[slice]) -> None:
-        """Read no images from files but those of these rows; the others are 0 from now on."""
-        if self._loader is None:
-            return
-        every = torch.arange(self._config.trainer.batch_size)
-        own = torch.cat([every[part] for part in rows])
-        self._rows = own.to(self._device)
-        self._loader = self._load(Some(self._sampler, own))
+        """These rows from now on: no others are read from files, or moved to the device."""
+        self._rows = rows
+        if self._loader is not None:
+            self._loader = self._load(Some(self._sampler, rows))
 
     def _load(self, sampler: Sampler) -> Any:
         from steinvae.data.images import ImageLoader  # Pillow is not needed otherwise
@@ -74,15 +73,13 @@ class Feed:
         )
 
     def __call__(self, step: int) -> Tensor:
-        """(B, X) float32 on the device."""
-        if self._loader is None:
-            generator = step_generator(self._seed, step, "binarization")
-            return self._split.batch(self._sampler.indices(step), generator).to(self._device)
-        own = self._split.as_input(self._prepared(step).to(self._device, non_blocking=True))
-        if self._rows is None:
-            return own
-        whole = own.new_zeros(self._config.trainer.batch_size, own.shape[1])
-        return whole.index_copy_(0, self._rows, own)
+        """(B, X), or own rows of it, float32 on the device."""
+        if self._loader is not None:
+            prepared = self._prepared(step).to(self._device, non_blocking=True)
+            return self._split.as_input(prepared)
+        generator = step_generator(self._seed, step, "binarization")
+        whole = self._split.batch(self._sampler.indices(step), generator)
+        return (whole if self._rows is None else pick(whole, self._rows)).to(self._device)
 
     def _prepared(self, step: int) -> Tensor:
         """(B, 3, side, side) uint8."""

@@ -89,33 +89,6 @@ class Batch(NamedTuple):
         """(B, X): what the encoder sees."""
         return self.pixels if self.visible is None else self.visible
 
-    def share(self, rank: int, ranks: int) -> Batch:
-        """What one of `ranks` processes has of the minibatch: as many of the images with a label as
-        the others, and of those without."""
-        labelled = 0 if self.labels is None else len(self.labels)
-        halves = [self.images(rows) for rows in own_rows(len(self.pixels), labelled, rank, ranks)]
-        if self.labels is None:
-            return halves[0]
-        own = {}
-        for name in ("pixels", "noise", "visible", "probe", "reference"):
-            whole = getattr(self, name)
-            if whole is not None and len(whole) > 1:
-                own[name] = torch.cat([getattr(half, name) for half in halves])
-        return self._replace(**own, labels=self.labels[_part(labelled, rank, ranks)])
-
-
-def own_rows(images: int, labelled: int, rank: int, ranks: int) -> list[slice]:
-    """The rows of a minibatch that one of `ranks` processes has: of the images without a label, and
-    of the last ones, that have one."""
-    first, last = images - labelled, _part(labelled, rank, ranks)
-    own = [_part(first, rank, ranks), slice(first + last.start, first + last.stop)]
-    return own if labelled else own[:1]
-
-
-def _part(count: int, rank: int, ranks: int) -> slice:
-    size = count // ranks
-    return slice(rank * size, (rank + 1) * size)
-
 
 class Gradients(NamedTuple):
     """Descent gradients, ready for an optimiser, and what to log."""

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from steinvae import checkpoint
 from steinvae.config import Config
-from steinvae.data import BatchSampler, Dataset, step_generator
+from steinvae.data import BatchSampler, Dataset
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.density.likelihood import noise_dimension
+from steinvae.draws import Draws, own_rows, pick
 from steinvae.feed import Feed
 from steinvae.gradients import Batch, temperature
 from steinvae.labels.adversary import perturbed
@@ -64,6 +65,7 @@ class Trainer:
         else:
             self._sampler, self._objective = self.labelled.sampler, self.labelled.objective
         self._feed = Feed(config, dataset, self._sampler, self.device)
+        self._rows = own_rows(batch_size, 0, rank=0, ranks=1)
         self._best: dict[str, Tensor] = {}
         self.state: dict[str, Any] = {
             "best_value": None,
@@ -180,41 +182,39 @@ class Trainer:
         return stats
 
     def batch(self, step: int, *, monitor: bool = False) -> Batch:
-        """The images and noise of update `step`, from (seed, step) alone.
+        """The images and noise of update `step`, from (seed, step) alone; of own rows where
+        processes share them out.
 
         Minibatches that a rollback has passed over are left out of the order.
         """
-        method, seed = self.config.method, self.config.seed
+        method = self.config.method
         draw = step + self.state["passed_over"]
-        indices = self._sampler.indices(draw)
+        images = self.config.trainer.batch_size
         pixels = self._feed(draw)
-        generator = step_generator(seed, draw, "noise")
-        rows = 1 if method.shared_noise else len(indices)
-        shape = (rows, method.codes_per_image, noise_dimension(self.networks.encoder))
-        noise = torch.randn(shape, generator=generator)
-        order = torch.randperm(method.code_particles, generator=generator)
-        noise, order = noise.to(self.device), order.to(self.device)
-        labels = self.labelled.labels(indices).to(self.device) if self.labelled else None
-        heat = temperature(method, step)
-        batch = Batch(pixels, noise, order, monitor, labels=labels, temperature=heat)
-        batch = batch._replace(visible=self._dropped(step, pixels))
-        if method.adversarial_radius:
-            generator = step_generator(seed, draw, "adversarial start")
-            probe = torch.randn(pixels.shape, generator=generator)
-            batch = batch._replace(probe=probe.to(self.device))
-        if method.mass_rate == 0:
-            return batch
-        shape = (rows, method.mass_codes, noise.shape[-1])
-        return batch._replace(reference=torch.randn(shape, generator=generator).to(self.device))
-
-    def _dropped(self, step: int, pixels: Tensor) -> Tensor | None:
-        """The pixels with some of them set to 0 and the others larger; None where none are."""
+        draws = Draws(self.config.seed, draw, self._rows)
+        rows = 1 if method.shared_noise else images
+        dimension = noise_dimension(self.networks.encoder)
+        batch = Batch(
+            pixels,
+            draws.normal("noise", (rows, method.codes_per_image, dimension)).to(self.device),
+            draws.order("order", method.code_particles).to(self.device),
+            monitor,
+            temperature=temperature(method, step),
+        )
+        if self.labelled:
+            own = pick(self._sampler.indices(draw), self._rows)
+            batch = batch._replace(labels=self.labelled.labels(own).to(self.device))
         share = self.config.model.input_dropout
-        if share == 0:
-            return None
-        generator = step_generator(self.config.seed, step, "input dropout")
-        kept = torch.rand(pixels.shape, generator=generator) >= share
-        return pixels * kept.to(pixels.device) / (1 - share)
+        if share:
+            kept = draws.uniform("input dropout", (images, pixels.shape[1])) >= share
+            batch = batch._replace(visible=pixels * kept.to(self.device) / (1 - share))
+        if method.adversarial_radius:
+            probe = draws.normal("adversarial start", (images, pixels.shape[1]))
+            batch = batch._replace(probe=probe.to(self.device))
+        if method.mass_rate:
+            reference = draws.normal("reference", (rows, method.mass_codes, dimension))
+            batch = batch._replace(reference=reference.to(self.device))
+        return batch
 
     def _compares(self, step: int) -> bool:
         """Whether update `step` compares its direction with the exact field."""

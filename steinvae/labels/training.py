@@ -37,8 +37,9 @@ class Labelled:
         self._seed = config.seed
 
     def labels(self, minibatch: Tensor) -> Tensor:
-        """Labels of the labelled half of a minibatch's indices: (L,) int64."""
-        return self._labels[minibatch[-self.sampler.labelled_size :]]
+        """Labels of the last L = B // 2 of a minibatch's indices, or of a process's share of them:
+        (L,) int64."""
+        return self._labels[minibatch[-(len(minibatch) // 2) :]]
 
     def validate(self, networks: Networks) -> dict[str, float]:
         """Error and NLL of validation images, for the learning curves alone: nothing is chosen."""
