@@ -177,6 +177,19 @@ def test_dropout_hides_pixels_from_the_encoder_alone(tiny, digits, tmp_path):
     assert abs(gap) < 4 * (0.4 / 0.6 * batch.pixels.square().mean() / batch.pixels.numel()) ** 0.5
 
 
+def test_all_that_is_drawn_passes_over_what_a_rollback_left_out(tiny, digits, tmp_path):
+    config = tiny(
+        data=LABELS,
+        model={"input_dropout": 0.4},
+        method={"guess_above": 0.5, "adversarial_radius": 1.0},
+    )
+    trainer = Trainer(config, digits, tmp_path)
+    later = trainer.batch(3)
+    trainer.state["passed_over"] = 3
+    for name in ("pixels", "noise", "permutation", "labels", "visible", "probe"):
+        assert torch.equal(getattr(trainer.batch(0), name), getattr(later, name)), name
+
+
 @pytest.mark.parametrize("method", ["stein", "viwae", "vae", "m2"])
 def test_codes_are_of_what_is_shown_and_decoders_of_the_whole(method, tiny, digits, tmp_path):
     """The distortion is that of whole images by codes of other ones; without a prior, of labels."""
