@@ -12,14 +12,15 @@ from steinvae.data import step_generator
 from steinvae.sparse_rows import some_rows
 
 BLOCK = 2**16
-"""Numbers that one generator draws, at the most, where a row has fewer: some 0.5 ms."""
+"""Numbers that one generator draws, at the most, where a row has fewer."""
+
+ALL = (slice(None),)
+"""The rows of a process that shares with no other."""
 
 
 def own_rows(images: int, labelled: int, rank: int, ranks: int) -> list[slice]:
     """The rows of a minibatch that one of `ranks` processes has: of the images without a label, and
     of the last ones, that have one."""
-    if ranks == 1:
-        return [slice(images)]
     first, last = images - labelled, _part(labelled, rank, ranks)
     own = [_part(first, rank, ranks), slice(first + last.start, first + last.stop)]
     return own if labelled else own[:1]
@@ -58,7 +59,7 @@ class Draws:
         count, *row = shape
         at_once = max(1, BLOCK // prod(row))
         parts = []
-        for rows in self._rows if count > 1 else [slice(0, 1)]:
+        for rows in self._rows if count > 1 else ALL:
             start, stop, _ = rows.indices(count)
             for first in range(start - start % at_once, stop, at_once):
                 block = torch.empty(min(at_once, count - first), *row)

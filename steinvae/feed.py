@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steinvae.config import IN_FILES, Config
 from steinvae.data import Dataset, step_generator
-from steinvae.draws import pick
+from steinvae.draws import ALL, pick
 
 
 class Sampler(Protocol):
@@ -49,7 +49,7 @@ class Feed:
         self._split, self._seed, self._device = dataset.train, config.seed, device
         self._sampler = sampler
         self._config = config
-        self._rows: Sequence[slice] | None = None
+        self._rows: Sequence[slice] = ALL
         self._loader: Any = self._load(sampler) if config.data.name == IN_FILES else None
         self._ahead: Any = None
         self._next = 0
@@ -79,7 +79,7 @@ class Feed:
             return self._split.as_input(prepared)
         generator = step_generator(self._seed, step, "binarization")
         whole = self._split.batch(self._sampler.indices(step), generator)
-        return (whole if self._rows is None else pick(whole, self._rows)).to(self._device)
+        return pick(whole, self._rows).to(self._device)
 
     def _prepared(self, step: int) -> Tensor:
         """(B, 3, side, side) uint8."""

@@ -7,6 +7,7 @@ resumed run repeats the uninterrupted one bit for bit, its metrics included.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from steinvae.config import Config
 from steinvae.data import BatchSampler, Dataset
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.density.likelihood import noise_dimension
-from steinvae.draws import Draws, own_rows, pick
+from steinvae.draws import ALL, Draws, pick
 from steinvae.feed import Feed
 from steinvae.gradients import Batch, temperature
 from steinvae.labels.adversary import perturbed
@@ -65,7 +66,7 @@ class Trainer:
         else:
             self._sampler, self._objective = self.labelled.sampler, self.labelled.objective
         self._feed = Feed(config, dataset, self._sampler, self.device)
-        self._rows = own_rows(batch_size, 0, rank=0, ranks=1)
+        self._rows: Sequence[slice] = ALL
         self._best: dict[str, Tensor] = {}
         self.state: dict[str, Any] = {
             "best_value": None,
