@@ -103,7 +103,7 @@ def make_step(name: str, setting: Setting, *, naive: bool = False) -> Callable[[
 
     def step() -> None:
         batch = Batch(pixels, torch.randn(IMAGES, setting.samples, CODES))
-        optimizer.apply(0, *_gradients(networks, batch, method, naive))
+        optimizer.apply(*_gradients(networks, batch, method, naive))
 
     return step
 

@@ -148,9 +148,12 @@ class ShardedOptimizer:
         self._slice = theta.flat
         self._own = Optimizer(replace(networks, theta=theta), config)  # type: ignore[arg-type]
 
+    def schedule(self, step: int) -> None:
+        """As `Optimizer.schedule`."""
+        self._own.schedule(step)
+
     def apply(
         self,
-        step: int,
         theta: Tensor | None,
         *replicated: Sequence[Tensor],
         loss: Tensor | None = None,
@@ -170,7 +173,7 @@ class ShardedOptimizer:
         norm = (square + sum(value.square().sum() for value in sums)).sqrt()
         means = iter(sums)
         mean_groups = [[next(means) for _ in group] for group in groups]
-        self._own.move(step, part, *mean_groups, left_out=is_left_out(norm, unless))
+        self._own.move(part, *mean_groups, left_out=is_left_out(norm, unless))
         if part is not None:
             self._whole.copy_(self._world.whole(self._slice, self._whole))
         return norm
@@ -203,6 +206,8 @@ class ShardedTrainer(Trainer):
     """A trainer of one of several processes. All hold the networks; the leader writes."""
 
     def __init__(self, config: Config, dataset: Dataset, run_dir: Path, world: World) -> None:
+        if config.trainer.cuda_graph:
+            raise ValueError("trainer.cuda_graph must be false on several processes, got True")
         super().__init__(config, dataset, run_dir)
         self._world = world
         over_ranks(self.networks.encoder, world)

@@ -47,7 +47,7 @@ def make_image_plan(config: Config) -> Plan:
     together = (images + 1) // 2 if config.data.labelled else images  # halves take turns
     rows = images * (samples if noise != model.codes else 1)  # of the encoder
     kept = kept_numbers(model.hidden, stack, side, recompute=config.trainer.recompute)
-    wide = BYTES if config.trainer.precision == "float32" else 2  # of an activation
+    wide = 2 if config.trainer.precision == "bfloat16" else BYTES  # of an activation
     exact = seen * _OF_IMAGE * pixels + 2 * pairs * model.codes
     decoding = together * (wide * seen * kept + BYTES * exact)
     labels = _label_parameters(config) if config.data.labelled else 0
@@ -84,7 +84,7 @@ def advice(config: Config, available: int | None = None) -> str | None:
     if planned <= available:
         return None
     helps = [] if config.trainer.recompute else ["--trainer.recompute true"]
-    if config.trainer.precision == "float32":
+    if config.trainer.precision != "bfloat16":
         helps.append("--trainer.precision bfloat16")
     if config.method.is_stein and config.method.pairing == "full" and config.method.decoders > 1:
         helps.append("--method.pairing strat")

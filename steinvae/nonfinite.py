@@ -44,13 +44,13 @@ class NonFinite:
         """Continue counting from a checkpoint's numbers."""
         self._counts = torch.tensor([total, in_a_row, 0, -1], device=self._device)
 
-    def note(self, left_out: Tensor, step: int) -> None:
+    def note(self, left_out: Tensor, step: int | Tensor) -> None:
         """Update `step` was made or left out, a boolean scalar on the device."""
         total, in_a_row, longest, last = self._counts.unbind()
         in_a_row = (in_a_row + 1) * left_out
         last = torch.where(left_out, step, last)
         counts = [total + left_out, in_a_row, torch.maximum(longest, in_a_row), last]
-        self._counts = torch.stack(counts)
+        self._counts.copy_(torch.stack(counts))
 
     def read(self) -> LeftOut:
         """The counts; waits for the device."""

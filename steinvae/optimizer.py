@@ -25,21 +25,40 @@ class Optimizer:
     """torch's Adam on the flat decoders (M, P) and the encoder's parameters.
 
     `apply` takes descent gradients and leaves out the update where they are not finite: the fused
-    kernel asks a flag on the device, as it does for `torch.amp.GradScaler`.
+    kernel asks a flag on the device, as it does for `torch.amp.GradScaler`. `captured` has it take
+    learning rates from the device too, so that a CUDA graph of an update need not know its step.
     """
 
-    def __init__(self, networks: Networks, config: OptimizerConfig) -> None:
+    def __init__(
+        self, networks: Networks, config: OptimizerConfig, *, captured: bool = False
+    ) -> None:
         self._config = config
         self._theta, self._eta = networks.theta.flat, networks.eta()
         self._labels = networks.labels.trained() if networks.labels else []
         groups = [[self._theta], self._eta, *([self._labels] if self._labels else [])]
         self._adam = torch.optim.Adam(
-            [{"params": group} for group in groups], lr=config.learning_rate, fused=True
+            [{"params": group} for group in groups],
+            lr=config.learning_rate,
+            fused=True,
+            capturable=captured,
         )
+        for group in self._adam.param_groups if captured else ():
+            group["lr"] = torch.zeros((), device=networks.device)
+        self.schedule(0)
+
+    def schedule(self, step: int) -> None:
+        """Learning rates of update `step`, for those that follow."""
+        for index, group in enumerate(self._adam.param_groups):
+            rate = learning_rate(self._config, step)
+            if index == 1:
+                rate *= self._config.encoder_factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def apply(
         self,
-        step: int,
         theta: Tensor | None,
         eta: Sequence[Tensor],
         labels: Sequence[Tensor] = (),
@@ -55,12 +74,11 @@ class Optimizer:
         """
         gradients = [*eta, *labels] if theta is None else [theta, *eta, *labels]
         norm = marked(torch.nn.utils.get_total_norm(gradients), loss)
-        self.move(step, theta, eta, labels, left_out=is_left_out(norm, unless))
+        self.move(theta, eta, labels, left_out=is_left_out(norm, unless))
         return norm
 
     def move(
         self,
-        step: int,
         theta: Tensor | None,
         eta: Sequence[Tensor],
         labels: Sequence[Tensor] = (),
@@ -77,11 +95,6 @@ class Optimizer:
             parameter.grad = _laid_out(gradient, parameter)
         for index, parameter in enumerate(self._labels):
             parameter.grad = _laid_out(labels[index], parameter) if labels else None
-        decoders, encoder, *label_decoders = self._adam.param_groups
-        decoders["lr"] = learning_rate(self._config, step)
-        encoder["lr"] = self._config.encoder_factor * decoders["lr"]
-        for group in label_decoders:
-            group["lr"] = decoders["lr"]
         self._adam.found_inf = left_out.float()  # type: ignore[attr-defined]  # as GradScaler does
         self._adam.step()
         self._adam.zero_grad()  # or they would be held until the next ones are there

@@ -23,6 +23,7 @@ from steinvae.config import GROUPED, IN_FILES, Config
 from steinvae.config_tree import from_dict, to_dict
 from steinvae.data import CountDataset, Dataset, load, step_generator
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
+from steinvae.device import choose_device, use_threads
 from steinvae.folder import check_same, choose_run_dir
 from steinvae.image_plan import advice
 from steinvae.labels.results import label_results, write_chosen
@@ -33,7 +34,7 @@ from steinvae.plots import save_curves, save_samples
 from steinvae.report import commit, versions, write_report, write_result
 from steinvae.signals import StopRequest
 from steinvae.topics import topic_results
-from steinvae.trainer import Trainer, choose_device, use_threads
+from steinvae.trainer import Trainer
 
 if TYPE_CHECKING:
     from steinvae.distributed import World

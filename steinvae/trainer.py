@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from steinvae import checkpoint
+from steinvae.captured import Graphs, Moved, recorder
 from steinvae.config import Config
 from steinvae.data import BatchSampler, Dataset
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.density.likelihood import noise_dimension
+from steinvae.device import choose_device, multiplying
 from steinvae.draws import ALL, Draws, pick
 from steinvae.feed import Feed
 from steinvae.gradients import Batch, temperature
@@ -57,7 +59,9 @@ class Trainer:
         self.networks = networks or build_networks(config, pixels, self.device, classes)
         if networks is None:
             start_at_data(self.networks, config, dataset)
-        self.optimizer = Optimizer(self.networks, config.optimizer)
+        captured = config.trainer.cuda_graph
+        self.optimizer = Optimizer(self.networks, config.optimizer, captured=captured)
+        self._graphs = Graphs(self._move, recorder(self.device)) if captured else None
         batch_size = config.trainer.batch_size
         self.labelled = Labelled(config, dataset, self.device) if config.data.labelled else None
         if self.labelled is None:
@@ -149,15 +153,32 @@ class Trainer:
         """
         batch = self.batch(step, monitor=monitor)
         batch = batch._replace(compare=monitor and self._compares(step))
+        self.optimizer.schedule(step)
+        number = torch.full((), step, device=self.device)
+        norm, found = (self._graphs or self._move)(batch, number)
+        if not monitor:
+            return {}
+        stats = {name: value.item() for name, value in found.items()}
+        rate = learning_rate(self.config.optimizer, step)
+        if self.config.method.temperature > 1:
+            stats["temperature"] = batch.temperature
+        stats |= {"gradient_norm": norm.item(), "learning_rate": rate}
+        stats["skipped"] = self._nonfinite.read().total
+        if self.config.trainer.on_nonfinite == "rollback":
+            stats["rollbacks"] = self.state["rollbacks"]
+        return stats
+
+    def _move(self, batch: Batch, number: Tensor) -> Moved:
+        """The update `number` (): everything that changes, changes in place and on the device."""
         method = self.config.method
         averages = [(own, own.clone()) for own in self.networks.averages()]
-        with self.networks.training():
+        with self.networks.training(), multiplying(self.config.trainer.precision):
             if method.adversarial_radius:
                 batch = perturbed(self.networks, batch, method.adversarial_radius)
             gradients = self._objective(self.networks, batch, method, len(self.dataset.train))
         theta = None if method.fixed_theta else gradients.theta
         norm = self.optimizer.apply(
-            step, theta, gradients.eta, gradients.labels, loss=gradients.stats.get("distortion")
+            theta, gradients.eta, gradients.labels, loss=gradients.stats.get("distortion")
         )
         left_out = is_left_out(norm)
         if gradients.targets is not None:
@@ -165,22 +186,12 @@ class Trainer:
                 further = regression_gradients(
                     self.networks, batch, gradients.targets, method.code_step
                 )
-                again = self.optimizer.apply(step, None, further, unless=left_out)
+                again = self.optimizer.apply(None, further, unless=left_out)
                 left_out = is_left_out(again, left_out)
         for own, before in averages:
             own.copy_(torch.where(left_out, before, own))
-        self._nonfinite.note(left_out, step)
-        if not monitor:
-            return {}
-        stats = {name: value.item() for name, value in gradients.stats.items()}
-        rate = learning_rate(self.config.optimizer, step)
-        if method.temperature > 1:
-            stats["temperature"] = batch.temperature
-        stats |= {"gradient_norm": norm.item(), "learning_rate": rate}
-        stats["skipped"] = self._nonfinite.read().total
-        if self.config.trainer.on_nonfinite == "rollback":
-            stats["rollbacks"] = self.state["rollbacks"]
-        return stats
+        self._nonfinite.note(left_out, number)
+        return Moved(norm, gradients.stats)
 
     def batch(self, step: int, *, monitor: bool = False) -> Batch:
         """The images and noise of update `step`, from (seed, step) alone; of own rows where
@@ -293,6 +304,8 @@ class Trainer:
         }
         self.step, self.state = saved.step, self.state | saved.state
         self._nonfinite.restart(self.state["skipped"], self.state["skipped_in_a_row"])
+        if self._graphs:
+            self._graphs.forget()
         return True
 
     def _remember(self, estimate: Estimate) -> None:
@@ -346,20 +359,6 @@ class Trainer:
         metrics.rewind(self.step)
         speed.rewind(self.step)
         progress.print(f"not finite by step {failed}: back to the checkpoint of step {self.step}")
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; auto takes a GPU when torch sees one."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ValueError("trainer.device is cuda, but torch sees no GPU")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
-
-
-def use_threads(config: Config) -> None:
-    """Set the number of CPU threads of this process as trainer.threads says; 0 leaves torch's."""
-    if config.trainer.threads:
-        torch.set_num_threads(config.trainer.threads)
 
 
 def _shown(record: dict[str, float]) -> dict[str, float]:

@@ -134,6 +134,7 @@ class Config:
         conv = self.model.network == "conv"
         images = not conv or self.data.name not in COUNTS
         require(images, "model.network", f"mlp for data.name {self.data.name}", "conv")
+        self._check_computing()
         planar = conv and self.method.name == "planar_flow"
         require(not planar, "model.network", "mlp for method.name planar_flow", "conv")
         if self.data.name in COUNTS:
@@ -142,6 +143,22 @@ class Config:
             require(plain, "model.activation", f"tanh {of_counts}", model.activation)
             unset = model.noise_hidden is None
             require(unset, "model.noise_hidden", f"left out {of_counts}", model.noise_hidden)
+
+    def _check_computing(self) -> None:
+        """Ways to compute that not all networks have, and what a captured update cannot hold."""
+        trainer, network = self.trainer, self.model.network
+        if network != "residual":
+            half = trainer.precision == "bfloat16"
+            full = f"float32 or tf32 for model.network {network}"
+            require(not half, "trainer.precision", full, trainer.precision)
+            for name in ("recompute", "compile"):
+                value = getattr(trainer, name)
+                require(not value, f"trainer.{name}", f"false for model.network {network}", value)
+        if trainer.cuda_graph:
+            own, name = self.method.annealing_steps, self.data.name
+            require(own == 0, "method.annealing_steps", "0 with trainer.cuda_graph", own)
+            memory = name not in (*COUNTS, IN_FILES)
+            require(memory, "trainer.cuda_graph", f"false for data.name {name}", True)
 
     def _check_files(self) -> None:
         """Images in files and the network that is made for them go together."""

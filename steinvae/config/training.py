@@ -87,13 +87,18 @@ class TrainerConfig:
     """Compute activations within a stage of model.network residual a second time on the way back
     instead of keeping them: a third more time, and a fraction of the memory (see --plan)."""
 
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the convolutions of model.network residual (autocast). Parameters, codes, likelihoods and
-    Stein moves stay float32."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Of products in an update. tf32: float32 matrices in TF32 where a GPU has it, Stein moves by
+    three such products; bfloat16: the convolutions of model.network residual (autocast), while
+    parameters, codes, likelihoods and Stein moves stay float32."""
 
     compile: bool = False
     """Compile the stages of model.network residual by torch.compile: about a minute at the first
     step. Not with recompute."""
+
+    cuda_graph: bool = False
+    """Capture an update as a CUDA graph after three plain ones and replay it: a launch a step, for
+    networks whose kernels take less time than their launches. One process, images in memory."""
 
     threads: int = 1
     """CPU threads, 0 for all cores. One: the same bits on every machine, and small networks are no

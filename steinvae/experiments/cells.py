@@ -14,10 +14,10 @@ import torch
 from steinvae.checkpoint import lock_run_dir
 from steinvae.config import GROUPED, IN_FILES, Config, MethodConfig, ModelConfig
 from steinvae.data import Dataset
+from steinvae.device import use_threads
 from steinvae.report import append_records, read_records, tidy_record
 from steinvae.run import RESULT, load_data, prepare, train
 from steinvae.signals import StopRequest
-from steinvae.trainer import use_threads
 
 METRIC = "test_nll"
 

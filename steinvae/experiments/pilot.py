@@ -15,8 +15,9 @@ import torch
 
 from steinvae._atomic import write_text
 from steinvae.data import Dataset
+from steinvae.device import use_threads
 from steinvae.experiments.cells import Cell
-from steinvae.trainer import Trainer, use_threads
+from steinvae.trainer import Trainer
 
 PILOT = "pilot.json"
 _WARM, _TIMED = 5, 40

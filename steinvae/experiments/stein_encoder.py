@@ -19,11 +19,12 @@ from steinvae.config import Config
 from steinvae.density import evenly_spaced
 from steinvae.density.annealed import ais
 from steinvae.density.annealing import Annealing
+from steinvae.device import use_threads
 from steinvae.experiments.cells import Record, mean_and_error, read
 from steinvae.presets import mnist_small
 from steinvae.report import append_records, markdown_table, tidy_record
 from steinvae.run import load_data
-from steinvae.trainer import Trainer, use_threads
+from steinvae.trainer import Trainer
 
 NAME, METRIC = "stein_encoder", "test_nll"
 IMAGES = 100

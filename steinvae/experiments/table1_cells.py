@@ -78,6 +78,7 @@ def dynamic(root: str | None, device: Literal["cpu", "cuda"]) -> Config:
             patience=0,
             baseline="none",
             device=device,
+            cuda_graph=device == "cuda",
             threads=1,
         ),
         evaluation=replace(base.evaluation, images=200, samples=1000),

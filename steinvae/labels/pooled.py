@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steinvae.labels.softmax import LabelScores, SoftmaxLabels
+from steinvae.labels.softmax import LabelScores, SoftmaxLabels, indicators
 from steinvae.models.conv import SLOPE
 from steinvae.particles import Parameter, ParticleEnsemble
 
@@ -70,7 +70,7 @@ class PooledLabels(SoftmaxLabels):
     def scores(self, codes: Float[Tensor, "L S d"], labels: Int[Tensor, " L"]) -> LabelScores:
         """Values and gradients at codes of images with known labels."""
         shape, rows = codes.shape, codes.flatten(0, 1)
-        onehot = F.one_hot(labels, self.classes).to(codes).repeat_interleave(shape[1], 0)
+        onehot = indicators(labels, self.classes, codes).repeat_interleave(shape[1], 0)
         to_codes, each, residuals = torch.zeros_like(rows), [], []
         for own in self._particles():
             passed = self._pass(own, rows)

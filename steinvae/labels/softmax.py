@@ -6,7 +6,6 @@ from math import log
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -43,6 +42,11 @@ class LabelScores(NamedTuple):
 
     residual: Tensor
     """(K, L, S, C): onehot(y) - p(. | z, theta~), the gradient in the logits."""
+
+
+def indicators(labels: Int[Tensor, " L"], classes: int, like: Tensor) -> Float[Tensor, "L C"]:
+    """onehot(y), in the dtype of `like`; reads nothing on the host, as torch's does to check."""
+    return (labels[:, None] == torch.arange(classes, device=labels.device)).to(like)
 
 
 class SoftmaxLabels:
@@ -94,7 +98,7 @@ class SoftmaxLabels:
     def scores(self, codes: Float[Tensor, "L S d"], labels: Int[Tensor, " L"]) -> LabelScores:
         """Values and gradients at codes of images with known labels."""
         log_p = self.log_probabilities(codes)
-        onehot = F.one_hot(labels, self.classes).to(log_p)[:, None]
+        onehot = indicators(labels, self.classes, log_p)[:, None]
         each = (log_p * onehot).sum(-1)
         log_mean = each.logsumexp(0) - log(len(each))
         residual = onehot - log_p.exp()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from steinvae.chunks import Drawn
@@ -104,10 +103,9 @@ def code_weights(scores: Scores, pairing: Pairing, count: int) -> Tensor | None:
 def label_stats(seen: LabelScores, labels: Tensor) -> dict[str, Tensor]:
     """Of the labelled images of the minibatch, averaged over codes as prediction does."""
     onehot_minus = seen.residual.mean((0, 2))  # (L, C): onehot - mean probability
-    right = torch.arange(len(labels), device=labels.device)
-    probability = 1 - onehot_minus[right, labels]
-    wrong = -onehot_minus
-    wrong[right, labels] = -1.0
+    right = labels[:, None]
+    probability = 1 - onehot_minus.gather(1, right).squeeze(1)
+    wrong = (-onehot_minus).scatter_(1, right, -1.0)
     return {
         "label_nll": -probability.clamp_min(1e-30).log().mean(),
         "label_error": (wrong.amax(-1) >= probability).float().mean(),

@@ -151,6 +151,35 @@ def test_decoder_fits_the_data():
             Config(data=DataConfig(name=data), model=ModelConfig(decoder=decoder))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("trainer", "allowed"),
+    [
+        ({"precision": "bfloat16"}, "float32 or tf32"),
+        ({"recompute": True}, "false"),
+        ({"compile": True}, "false"),
+    ],
+)
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_a_way_to_compute_that_a_network_has_not_is_refused(network, trainer, allowed):
+    (name,) = trainer
+    model = ModelConfig(network=network, hidden=(8, 16))
+    with pytest.raises(ValueError, match=rf"trainer\.{name} must be {allowed} for .*{network}"):
+        Config(model=model, trainer=TrainerConfig(**trainer))
+    images = load_preset("tiny_imagenet")
+    dataclasses.replace(images, trainer=dataclasses.replace(images.trainer, **trainer))
+
+
+def test_what_a_captured_update_cannot_hold_is_refused():
+    captured = TrainerConfig(cuda_graph=True)
+    hot = MethodConfig(temperature=4.0, annealing_steps=10)
+    with pytest.raises(ValueError, match=r"method\.annealing_steps must be 0 with .*got 10"):
+        Config(method=hot, trainer=captured)
+    for preset in ("text", "tiny_imagenet"):
+        config = load_preset(preset)
+        with pytest.raises(ValueError, match=rf"trainer\.cuda_graph .*{config.data.name}, got"):
+            dataclasses.replace(config, trainer=captured)
+
+
 def test_an_encoder_that_kernels_cannot_judge_is_refused():
     deep = load_preset("text_deep")
     model = dataclasses.replace(deep.model, encoder="layered")

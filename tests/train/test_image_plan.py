@@ -75,7 +75,7 @@ def test_an_update_holds_what_the_plan_says(settings):
         )
         with networks.training():
             found = update(networks, batch, config.method, 1000)
-        optimizer.apply(0, found.theta, found.eta, found.labels)
+        optimizer.apply(found.theta, found.eta, found.labels)
 
     step()
     ratio = make_image_plan(config).step_bytes / peak_bytes(step)

@@ -34,7 +34,8 @@ def test_gradients_move_their_own_weights(order):
     for step in range(3):
         gradients = [torch.randn_like(value.detach()) for value in own]
         theta, *eta = (as_they_come(each, order) for each in gradients)
-        optimizer.apply(step, theta, eta)
+        optimizer.schedule(step)
+        optimizer.apply(theta, eta)
         adam.param_groups[0]["lr"] = learning_rate(settings, step)
         for value, gradient in zip(plain, gradients, strict=True):
             value.grad = gradient

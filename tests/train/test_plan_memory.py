@@ -71,7 +71,7 @@ def updates(config: Config) -> Callable[[], None]:
         noise = torch.randn(rows, method.codes_per_image, noise_dimension(networks.encoder))
         batch = Batch(pixels, noise, torch.randperm(method.code_particles))
         found = OBJECTIVES[method.name](networks, batch, method, 50_000)
-        optimizer.apply(0, found.theta, found.eta)
+        optimizer.apply(found.theta, found.eta)
 
     return update
 
@@ -125,7 +125,7 @@ def test_an_update_on_documents_holds_what_the_plan_says(settings):
         noise = torch.randn(images, method.codes_per_image, config.model.codes)
         batch = Batch(counts, noise, torch.randperm(method.code_particles))
         found = OBJECTIVES[method.name](networks, batch, method, 10_000)
-        optimizer.apply(0, found.theta, found.eta)
+        optimizer.apply(found.theta, found.eta)
 
     update()
     assert 0.93 < make_plan(config).step_bytes / peak_bytes(update) < 1.3

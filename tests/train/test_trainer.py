@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from steinvae.config import OptimizerConfig
+from steinvae.device import choose_device
 from steinvae.logging import MetricsWriter, Progress, read_metrics
 from steinvae.networks import build_networks
 from steinvae.nonfinite import NonFiniteError
 from steinvae.optimizer import learning_rate
 from steinvae.signals import StopRequest
-from steinvae.trainer import Trainer, choose_device
+from steinvae.trainer import Trainer
 
 
 def fit(trainer: Trainer) -> Trainer:

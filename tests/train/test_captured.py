@@ -1,0 +1,134 @@
+"""Captured updates: the same parameters as plain ones, whatever the method."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from steinvae import captured
+from steinvae import trainer as training
+from steinvae.optimizer import learning_rate
+from steinvae.trainer import Trainer
+from tests.train.tape import Tape
+from tests.train.test_no_host_read import CASES
+
+OTHERS = {
+    "masses": ({}, {"mass_rate": 0.3}),
+    "normalised": ({}, {"normalise_direction": True}),
+    "sum": ({}, {"kernel": "sum"}),
+    "fixed decoders": ({}, {"fixed_theta": True}),
+    "guesses": ({"labels_per_class": 5}, {"guess_above": 0.5, "align_guesses": True}),
+    "adversary": (
+        {"labels_per_class": 5},
+        {"guess_above": 0.5, "adversarial_radius": 1.0},
+    ),
+}
+SMALL = {"theta_particles": 2, "code_particles": 4}
+STEPS = 8
+"""Of which half are logged; of either kind one is plain, one captured and two replayed."""
+
+
+@pytest.fixture
+def tape(monkeypatch) -> Tape:
+    own = Tape()
+    monkeypatch.setattr(training, "recorder", lambda device: own)
+    monkeypatch.setattr(captured, "WARM_UP", 1)
+    return own
+
+
+def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
+    left_out = {"left out": trainer._nonfinite._counts}
+    return trainer.networks.tensors() | trainer.optimizer.tensors() | left_out
+
+
+def assert_same(one: Trainer, other: Trainer) -> None:
+    torch.testing.assert_close(everything(one), everything(other), rtol=0, atol=0)
+
+
+def pair(config, digits, tmp_path) -> tuple[Trainer, Trainer]:
+    """A trainer that captures, and one that takes learning rates likewise but does not."""
+    replayed, plain = (Trainer(config, digits, tmp_path) for _ in range(2))
+    plain._graphs = None
+    return replayed, plain
+
+
+def update(trainer: Trainer, step: int) -> dict[str, float]:
+    return trainer.update(step, monitor=step % 2 == 0)
+
+
+@pytest.mark.parametrize(("data", "method"), (CASES | OTHERS).values(), ids=(CASES | OTHERS).keys())
+def test_replays_are_updates(data, method, tiny, digits, tape, tmp_path):
+    config = tiny(data=data, method=SMALL | method, trainer={"cuda_graph": True})
+    replayed, plain = pair(config, digits, tmp_path)
+    for step in range(STEPS):
+        assert update(replayed, step) == update(plain, step)
+    assert (tape.captures, tape.replays) == (2, STEPS - 2)
+    assert_same(replayed, plain)
+
+
+def test_replay_leaves_out_what_is_not_finite(tiny, digits, tape, tmp_path):
+    config = tiny(trainer={"cuda_graph": True})
+    trainers = pair(config, digits, tmp_path)
+    for trainer in trainers:
+        make = trainer.batch
+
+        def spoiled(step, *, monitor=False, make=make):
+            batch = make(step, monitor=monitor)
+            return batch._replace(noise=batch.noise / (step not in (5, 6)))
+
+        trainer.batch = spoiled
+        for step in range(STEPS):
+            update(trainer, step)
+        assert trainer._nonfinite.read()[:3] == (2, 0, 2)
+    assert_same(*trainers)
+
+
+def test_captures_anew_after_a_checkpoint_is_read(tiny, digits, tape, tmp_path):
+    """What the capture saw, Adam's moments among it, has been replaced."""
+    config = tiny(trainer={"cuda_graph": True})
+    trainers = pair(config, digits, tmp_path)
+    for trainer in trainers:
+        for step in range(STEPS):
+            update(trainer, step)
+            if step == 4:
+                trainer.step = 5
+                trainer.save(trainer.tensors())
+                trainer.settle()
+                trainer.resume()
+    assert tape.captures > 2
+    assert_same(*trainers)
+
+
+def test_the_rate_follows_its_cosine(tiny, digits, tape, tmp_path):
+    trainer = Trainer(tiny(trainer={"cuda_graph": True}), digits, tmp_path)
+    groups = trainer.optimizer._adam.param_groups
+    for step in (0, 1000):
+        trainer.optimizer.schedule(step)
+        expected = learning_rate(trainer.config.optimizer, step)
+        assert [group["lr"].item() for group in groups] == pytest.approx([expected] * len(groups))
+
+
+def test_products_are_as_precise_as_asked(tiny, digits, tmp_path):
+    """Of the update alone: what torch has been told holds around it."""
+    before = torch.get_float32_matmul_precision()
+    for precision, within in (("tf32", "high"), ("float32", before)):
+        trainer = Trainer(tiny(trainer={"precision": precision}), digits, tmp_path)
+        objective, seen = trainer._objective, []
+        trainer._objective = lambda *arguments, own=objective, into=seen: (
+            into.append(torch.get_float32_matmul_precision()) or own(*arguments)
+        )
+        trainer.update(0, monitor=False)
+        assert seen == [within]
+        assert torch.get_float32_matmul_precision() == before
+
+
+def test_no_capture_on_several_processes(tiny, digits, tmp_path):
+    from steinvae.distributed import ShardedTrainer  # half a second of DTensor
+
+    with pytest.raises(ValueError, match=r"trainer\.cuda_graph must be false on several"):
+        ShardedTrainer(tiny(trainer={"cuda_graph": True}), digits, tmp_path, None)  # type: ignore[arg-type]
+
+
+def test_no_capture_on_a_cpu(tiny, digits, tmp_path):
+    with pytest.raises(ValueError, match=r"trainer\.cuda_graph must be false on cpu"):
+        Trainer(tiny(trainer={"cuda_graph": True}), digits, tmp_path)
