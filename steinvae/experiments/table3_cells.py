@@ -77,6 +77,7 @@ def base(budget: Budget, network: str, root: str | None) -> Config:
             checkpoint_every=500,
             baseline="none",
             device=budget.device,
+            cuda_graph=budget.device == "cuda",
         ),
         # the density is not what is measured here, and its estimate takes longer than the labels'
         evaluation=replace(

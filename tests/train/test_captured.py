@@ -66,6 +66,18 @@ def test_replays_are_updates(data, method, tiny, digits, tape, tmp_path):
     assert_same(replayed, plain)
 
 
+@pytest.mark.parametrize("data", [{}, {"labels_per_class": 5}], ids=["images", "labels"])
+@pytest.mark.parametrize("name", ["vae", "stein_vae"])
+def test_replays_of_convolutions(name, data, tiny, digits, tape, tmp_path):
+    model = {"network": "conv", "hidden": (4, 8)}
+    method = SMALL | {"name": name}
+    config = tiny(data=data, model=model, method=method, trainer={"cuda_graph": True})
+    replayed, plain = pair(config, digits, tmp_path)
+    for step in range(STEPS):
+        assert update(replayed, step) == update(plain, step)
+    assert_same(replayed, plain)
+
+
 def test_replay_leaves_out_what_is_not_finite(tiny, digits, tape, tmp_path):
     config = tiny(trainer={"cuda_graph": True})
     trainers = pair(config, digits, tmp_path)
