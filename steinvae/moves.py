@@ -77,5 +77,5 @@ def shift(
 @torch.no_grad()
 def linear_part(networks: Networks, pixels: Float[Tensor, "B X"]) -> Float[Tensor, "B d d"]:
     """L = df/dxi at xi = 0: the whole of an encoder that is affine in its noise."""
-    centre = torch.zeros(1, 1, networks.encoder.codes).to(networks.theta.flat)
+    centre = networks.theta.flat.new_zeros(1, 1, networks.encoder.codes)
     return networks.encoder.jacobian(pixels, centre)[:, 0]

@@ -78,7 +78,8 @@ class M2(nn.Module):
         `shares` = (N_u/N, N_l/N): the parts of the two sets. The term of the classifier is
         -alpha mean log q(y | z) over the labelled codes.
         """
-        first, every = len(codes) - len(labels), torch.eye(self.classes).to(codes)
+        first = len(codes) - len(labels)
+        every = torch.eye(self.classes, dtype=codes.dtype, device=codes.device)
         log_q = self.classifier(codes).log_softmax(-1)
         free = codes[:first, None].expand(-1, self.classes, -1)
         draws = noise[:first, None].expand(-1, self.classes, -1)

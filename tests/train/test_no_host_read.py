@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from steinvae import trainer as training
 from steinvae.models import closed_form
@@ -24,6 +25,10 @@ METHODS = {
     "planar": {"name": "planar_flow"},
     "flow elbo": {"name": "flow_elbo"},
     "control": {"name": "vae_weighted_decoder"},
+    "masses": {"mass_rate": 0.3},
+    "normalised": {"normalise_direction": True},
+    "sum": {"kernel": "sum"},
+    "fixed decoders": {"fixed_theta": True},
 }
 LABELS = {
     "stein": {},
@@ -31,9 +36,21 @@ LABELS = {
     "vae": {"name": "vae"},
     "m2": {"name": "m2"},
     "supervised": {"name": "supervised"},
+    "guesses": {"guess_above": 0.5, "align_guesses": True},
+    "adversary": {"guess_above": 0.5, "adversarial_radius": 1.0},
 }
 CASES = {name: ({}, method) for name, method in METHODS.items()}
 CASES |= {f"labels, {name}": ({"labels_per_class": 5}, method) for name, method in LABELS.items()}
+
+
+class OnDevice(TorchDispatchMode):
+    """Refuses tensors made on the host, which would have to be copied: a CUDA graph cannot."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        made = [each for each in tree_leaves(found) if isinstance(each, torch.Tensor)]
+        assert all(each.device.type == "meta" for each in made), func
+        return found
 
 
 @pytest.mark.parametrize(("data", "method"), CASES.values(), ids=CASES.keys())
@@ -45,7 +62,11 @@ def test_nothing_is_read(data, method, tiny, digits, tmp_path, monkeypatch):
     trainer = Trainer(config, digits, tmp_path)
     moved = []  # Adam's fused kernel is not there for meta: the test below has it
     monkeypatch.setattr(trainer.optimizer, "move", lambda *_, left_out: moved.append(left_out))
-    trainer.update(0, monitor=False)
+    batch = trainer.batch(0)  # noise is drawn on the host
+    trainer.batch = lambda step, *, monitor=False: batch._replace(monitor=monitor)  # type: ignore[method-assign]
+    with OnDevice():
+        trainer.update(0, monitor=False)
+        trainer._move(batch._replace(monitor=True), torch.zeros((), device="meta"))
     assert {each.device.type for each in moved} == {"meta"}
     with pytest.raises((RuntimeError, NotImplementedError)):
         trainer.update(1, monitor=True)  # what is logged is read
