@@ -43,7 +43,7 @@ class OnDevice(Tensor):
     """A tensor of the pretended device around the one that is computed with."""
 
     inner: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> OnDevice:

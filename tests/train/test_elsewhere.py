@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils import backend_registration
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = (
@@ -20,7 +21,7 @@ CASES = (
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[str, str]:
     """What went wrong, by case."""
-    if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
         pytest.skip(f"torch {torch.__version__} cannot have a device that Python pretends")
     folder = tmp_path_factory.mktemp("elsewhere")
     command = [sys.executable, "-m", "tests.train.elsewhere", str(folder)]
