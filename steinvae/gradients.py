@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from steinvae.config import MethodConfig
@@ -162,3 +163,15 @@ def code_spread(codes: Tensor) -> Tensor:
     """
     drawn = codes.detach()
     return (drawn - drawn.mean(1, keepdim=True)).square_().mean().sqrt()
+
+
+def within_variance(
+    codes: Float[Tensor, "B S d"], ranks: SharesTheta | None = None
+) -> Float[Tensor, " d"]:
+    """Variance of each dimension within an image, mean over those of all processes."""
+    square = (codes - codes.mean(1, keepdim=True)).square().sum((0, 1))
+    if ranks is None:
+        return square / (len(codes) * (codes.shape[1] - 1))
+    counted = torch.cat([square, square.new_full((1,), len(codes) * (codes.shape[1] - 1.0))])
+    square, count = ranks.logsumexp(counted.log()).exp().split([len(square), 1])
+    return square / count

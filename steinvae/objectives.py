@@ -26,6 +26,7 @@ from steinvae.gradients import (
     SharesTheta,
     code_spread,
     decoder_gradient,
+    within_variance,
 )
 from steinvae.masses import mass_direction
 from steinvae.monitor import field_stats, fold_stats
@@ -36,6 +37,7 @@ from steinvae.stein import (
     Scores,
     code_bandwidth,
     code_direction,
+    linear_direction,
     normalised_direction,
     posterior_scores,
     summed_direction,
@@ -167,10 +169,12 @@ def move(
     codes = drawn.codes
     blocks, scale = networks.kernel_blocks(method), networks.encoder.kernel_scale(batch.shown)
     if scale is None:
-        direction, to_codes = _direct(codes, scores.codes, method, blocks, weights.codes)
+        direction, to_codes = _direct(
+            codes, scores.codes, method, blocks, weights.codes, batch.ranks
+        )
     else:  # a direction is a gradient: that in codes / scale, divided by the scale
         placed, score = codes / scale, scores.codes * scale
-        direction, to_codes = _direct(placed, score, method, blocks, weights.codes)
+        direction, to_codes = _direct(placed, score, method, blocks, weights.codes, batch.ranks)
         direction, to_codes = direction / scale, to_codes / scale
     theta = decoder_gradient(networks, batch, method, data_size, scores.theta, weights.theta)
     stats = _stein_stats(networks, batch, codes, scores, direction, method)
@@ -191,8 +195,12 @@ def _direct(
     method: MethodConfig,
     blocks: Sequence[int],
     weights: Tensor | None,
+    ranks: SharesTheta | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Direction of the codes by the kernels of `method`, and what the encoder follows of it."""
+    if method.kernel == "linear":
+        direction = linear_direction(codes, score, within_variance(codes, ranks))
+        return direction, direction
     h: str | float | Tensor = method.bandwidth
     factor, leave_one_out = method.bandwidth_factor, method.self_term == "leave_one_out"
     if len(blocks) == 1:

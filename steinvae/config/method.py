@@ -100,10 +100,12 @@ class MethodConfig:
     """Most code dimensions that share a kernel: the model's blocks of codes (the layers of
     deep_poisson, else all of them) are cut into even pieces; 0 leaves them whole."""
 
-    kernel: Literal["joint", "sum"] = "joint"
+    kernel: Literal["joint", "sum", "linear"] = "joint"
     """Of the codes' direction. joint: one kernel of all dimensions; sum: that, divided by its mean
     over pairs, plus a kernel of each dimension alone, whose bandwidth the factor leaves alone. The
-    sum sees the shape of every marginal where many dimensions drown it in the joint kernel."""
+    sum sees the shape of every marginal where many dimensions drown it in the joint kernel. linear:
+    1 + x^T y of centred codes in units of their spread, which sees means and covariances, and
+    nothing else; bandwidths do not enter."""
 
     theta_bandwidth: Rule | float = "liu_wang"
     """Kernel bandwidth h of the decoders: a rule, or h itself in squared parameter units. Label
@@ -269,6 +271,11 @@ class MethodConfig:
         unweighted = self.name == "stein_vae" or self.weights in ("theta", "none")
         alone = f"joint for method.weights {self.weights}, which weight codes"
         require(unweighted or self.kernel == "joint", "method.kernel", alone, self.kernel)
+        if self.kernel == "linear":
+            own, out = self.self_term, "leave_one_out for method.kernel linear"
+            require(own == "leave_one_out", "method.self_term", out, own)
+            few = "at least 4 for method.kernel linear: two others have no covariance to speak of"
+            require(self.codes_per_image >= 4, "method.code_particles", few, codes)
         divided = "joint for method.normalise_direction, which divides by the mean of one kernel"
         plain = self.kernel == "joint" or not self.normalise_direction
         require(plain, "method.kernel", divided, self.kernel)

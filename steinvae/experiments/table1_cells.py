@@ -28,6 +28,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "code_step": 0.5,
         "encoder": "triangular",
     },
+    "Stein VIWAE, linear kernel": {"name": "stein_viwae", "kernel": "linear"},
 }
 METHODS = {
     "stein_viwae": "Stein VIWAE",
@@ -38,6 +39,7 @@ METHODS = {
     "planar_flow": "planar flow",
     "ceiling": "ceiling: flow by its ELBO, weighted decoder",
     "moved_codes": "Stein VIWAE, moved codes",
+    "linear_kernel": "Stein VIWAE, linear kernel",
 }
 """What a row is called on the command line."""
 

@@ -29,6 +29,7 @@ METHODS = {
     "viwae": {"name": "stein_viwae", "importance_samples": 3},
     "as printed": {"name": "stein_viwae", "importance_samples": 3, "weights": "paper"},
     "moved codes": {"name": "stein_viwae", "importance_samples": 3, "move_codes": True},
+    "linear kernel": {"kernel": "linear"},
     "vae": {"name": "vae", "shared_noise": True},
     "regression": {"regression_steps": 2},
     "labels, viwae": {"labelled": True, "name": "stein_viwae", "importance_samples": 3},

@@ -28,6 +28,7 @@ METHODS = {
     "masses": {"mass_rate": 0.3},
     "normalised": {"normalise_direction": True},
     "sum": {"kernel": "sum"},
+    "linear": {"kernel": "linear"},
     "fixed decoders": {"fixed_theta": True},
 }
 LABELS = {
