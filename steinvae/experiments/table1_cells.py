@@ -29,6 +29,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "encoder": "triangular",
     },
     "Stein VIWAE, linear kernel": {"name": "stein_viwae", "kernel": "linear"},
+    "Stein VAE, linear kernel": {"name": "stein_vae", "kernel": "linear"},
 }
 METHODS = {
     "stein_viwae": "Stein VIWAE",
@@ -40,6 +41,7 @@ METHODS = {
     "ceiling": "ceiling: flow by its ELBO, weighted decoder",
     "moved_codes": "Stein VIWAE, moved codes",
     "linear_kernel": "Stein VIWAE, linear kernel",
+    "stein_vae_linear": "Stein VAE, linear kernel",
 }
 """What a row is called on the command line."""
 
