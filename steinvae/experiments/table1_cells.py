@@ -15,15 +15,16 @@ from steinvae.experiments.cells import Cell
 from steinvae.presets import mnist, mnist_small
 
 ROWS: dict[str, dict[str, Any]] = {
-    "Stein VIWAE": {"name": "stein_viwae"},
+    "Stein VIWAE": {"name": "stein_viwae", "kernel": "joint"},
     "control: VAE encoder, weighted decoder": {"name": "vae_weighted_decoder"},
     "VAE": {"name": "vae"},
     "IWAE": {"name": "iwae"},
-    "Stein VAE": {"name": "stein_vae"},
+    "Stein VAE": {"name": "stein_vae", "kernel": "joint"},
     "planar flow": {"name": "planar_flow"},
     "ceiling: flow by its ELBO, weighted decoder": {"name": "flow_elbo"},
     "Stein VIWAE, moved codes": {
         "name": "stein_viwae",
+        "kernel": "joint",
         "move_codes": True,
         "code_step": 0.5,
         "encoder": "triangular",

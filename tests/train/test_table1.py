@@ -234,3 +234,17 @@ def _synthetic(base, row, seed, nll, holds="yes"):
         )
         for name, metric, value in values
     ]
+
+
+def test_the_kernel_of_a_row_is_not_its_presets():
+    """Printed rows have a kernel of distances, whatever the preset is best with."""
+    for budget in ("small", "cpu"):
+        made = {cell.row: cell.config.method for cell in cells(table1.base(budget, None), (0,))}
+        kernels = {row: method.kernel for row, method in made.items() if method.is_stein}
+        assert kernels == {
+            "Stein VIWAE": "joint",
+            "Stein VAE": "joint",
+            "Stein VIWAE, moved codes": "joint",
+            "Stein VIWAE, linear kernel": "linear",
+            "Stein VAE, linear kernel": "linear",
+        }
