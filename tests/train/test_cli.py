@@ -99,6 +99,7 @@ SURFACE = {
     "trainer.recompute",
     "trainer.precision",
     "trainer.compile",
+    "trainer.cuda_graph",
 }
 """Scripts depend on these names: adding one is a choice, renaming or losing one breaks users."""
 
