@@ -9,7 +9,7 @@ from stein_kernels import median_bandwidth
 from steinvae.config import MethodConfig
 from steinvae.gradients import within_variance
 from steinvae.stein import code_direction, linear_direction
-from tests.method.test_summed_kernel import correlated
+from tests.method.test_summed_kernel import assert_settles_at_the_target
 
 
 def test_direction_is_the_formula():
@@ -42,18 +42,9 @@ def test_it_is_the_stein_direction_of_its_kernel():
 
 
 def test_the_fixed_point_is_a_target_whose_dimensions_depend():
-    """Codes of N(0, C): the mean direction is zero within five standard errors of 4,000 sets. It is
-    not where a dimension is too narrow, nor where the marginals are right and C is diagonal."""
-    noise, factor = correlated(4_000, 10)
-    inverse = torch.linalg.inv(factor @ factor.T)
-    spread = (factor @ factor.T).diagonal().sqrt()
-    narrow = torch.tensor([1.0, 0.6, 1.0]).double()
-    drawn = noise @ factor.T
-    for codes, settled in ((drawn, True), (drawn * narrow, False), (noise * spread, False)):
-        direction = linear_direction(codes, -codes @ inverse, within_variance(codes))
-        along = torch.einsum("bsi,bsj->bij", direction, codes) / 10
-        surprise = along.mean(0) / (along.std(0) / len(along) ** 0.5)
-        assert bool((surprise.abs() < 5).all()) == settled
+    assert_settles_at_the_target(
+        lambda codes, score: linear_direction(codes, score, within_variance(codes))
+    )
 
 
 def test_codes_that_are_narrow_somewhere_are_seen_in_many_dimensions():

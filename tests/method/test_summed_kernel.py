@@ -44,20 +44,25 @@ def correlated(sets: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(sets, count, 3).double(), factor
 
 
-def test_the_fixed_point_is_a_target_whose_dimensions_depend():
+def assert_settles_at_the_target(direction_of):
     """Codes drawn from the target N(0, C): the mean direction is zero within five standard errors
-    of 4,000 sets, with bandwidths that do not depend on the codes. It is not where one dimension
-    alone is too narrow, nor where the marginals are right and the correlations are gone."""
+    of 4,000 sets. It is not where one dimension alone is too narrow, nor where the marginals are
+    right and the correlations are gone."""
     noise, factor = correlated(4_000, 10)
     inverse = torch.linalg.inv(factor @ factor.T)
     spread = (factor @ factor.T).diagonal().sqrt()
     narrow = torch.tensor([1.0, 0.6, 1.0]).double()
     drawn = noise @ factor.T
     for codes, settled in ((drawn, True), (drawn * narrow, False), (noise * spread, False)):
-        direction = summed(codes, -codes @ inverse, 3.0, 1.0)
+        direction = direction_of(codes, -codes @ inverse)
         along = torch.einsum("bsi,bsj->bij", direction, codes) / 10
         surprise = along.mean(0) / (along.std(0) / len(along) ** 0.5)
         assert bool((surprise.abs() < 5).all()) == settled
+
+
+def test_the_fixed_point_is_a_target_whose_dimensions_depend():
+    """With bandwidths that do not depend on the codes."""
+    assert_settles_at_the_target(lambda codes, score: summed(codes, score, 3.0, 1.0))
 
 
 def test_in_many_dimensions_a_narrow_marginal_is_seen_above_the_noise():
