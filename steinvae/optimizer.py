@@ -48,10 +48,9 @@ class Optimizer:
 
     def schedule(self, step: int) -> None:
         """Learning rates of update `step`, for those that follow."""
+        whole = learning_rate(self._config, step)
         for index, group in enumerate(self._adam.param_groups):
-            rate = learning_rate(self._config, step)
-            if index == 1:
-                rate *= self._config.encoder_factor
+            rate = self._config.encoder_factor * whole if index == 1 else whole
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:

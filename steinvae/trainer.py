@@ -155,7 +155,8 @@ class Trainer:
         batch = batch._replace(compare=monitor and self._compares(step))
         self.optimizer.schedule(step)
         number = torch.full((), step, device=self.device)
-        norm, found = (self._graphs or self._move)(batch, number)
+        with multiplying(self.config.trainer.precision):
+            norm, found = (self._graphs or self._move)(batch, number)
         if not monitor:
             return {}
         stats = {name: value.item() for name, value in found.items()}
@@ -172,7 +173,7 @@ class Trainer:
         """The update `number` (): everything that changes, changes in place and on the device."""
         method = self.config.method
         averages = [(own, own.clone()) for own in self.networks.averages()]
-        with self.networks.training(), multiplying(self.config.trainer.precision):
+        with self.networks.training():
             if method.adversarial_radius:
                 batch = perturbed(self.networks, batch, method.adversarial_radius)
             gradients = self._objective(self.networks, batch, method, len(self.dataset.train))
