@@ -75,6 +75,20 @@ def test_ties(kernels, levels):
     )
 
 
+@COMPILED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("levels", [2, 3, 5])
+def test_ties_that_do_not_fit(kernels, levels, dtype):
+    """8 million pairs of a few distances: a single one has more pairs than are ever collected."""
+    x = torch.randint(levels, (4000, 2), generator=generator(levels), dtype=dtype)
+    cells, held = x.double().unique(dim=0, return_counts=True)
+    ordered_pairs = (held[:, None] * held - torch.diag(held)).flatten()
+    values, order = torch.cdist(cells, cells).flatten().sort()
+    cumulative = ordered_pairs[order].cumsum(0)
+    middle = values[(cumulative > cumulative[-1] // 2).nonzero()[0]]
+    torch.testing.assert_close(median(x).double(), middle[0], rtol=ROUNDED, atol=0)
+
+
 @FUSED
 @pytest.mark.parametrize("scale", [1e-18, 1e-10, 1e10, 1e18])
 def test_scales(kernels, scale):

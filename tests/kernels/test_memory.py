@@ -17,9 +17,13 @@ pytestmark = [
     ),
 ]
 SHAPES = [(20000, 3), (10000, 16), (100, 200000)]
+# 32,768 sampled pairs say too little of the median of these; see median_distance.cpp
+SAMPLES_THAT_MISLEAD = [((20000, 3), 16), ((40000, 3), 1)]
 MEASURE = """
 import torch
 import stein_kernels as sk
+
+torch.manual_seed({seed})
 
 def resident(field):
     with open("/proc/self/status") as status:
@@ -44,9 +48,9 @@ BACKWARD = """x = x.requires_grad_(); grad = grad.requires_grad_()
     return torch.autograd.grad(phi, (x, grad), torch.ones_like(phi))"""
 
 
-def extra_memory(fresh_python, shape, call, inputs="grad"):
+def extra_memory(fresh_python, shape, call, inputs="grad", seed=0):
     """(peak above the start, bytes of the inputs) of a call in a process of its own."""
-    done = fresh_python(MEASURE.format(shape=shape, call=call, inputs=inputs))
+    done = fresh_python(MEASURE.format(shape=shape, call=call, inputs=inputs, seed=seed))
     assert done.returncode == 0, done.stderr
     return (int(word) for word in done.stdout.split())
 
@@ -59,10 +63,10 @@ def test_direction(kernels, fresh_python, shape, bandwidth):
     assert extra <= 64 * 2**20 + 2 * inputs
 
 
-def test_median(kernels, fresh_python):
-    extra, inputs = extra_memory(
-        fresh_python, (20000, 3), "return sk.median_bandwidth(x)", inputs=""
-    )
+@pytest.mark.parametrize(("shape", "seed"), SAMPLES_THAT_MISLEAD)
+def test_median(kernels, fresh_python, shape, seed):
+    call = "return sk.median_bandwidth(x)"
+    extra, inputs = extra_memory(fresh_python, shape, call, inputs="", seed=seed)
     assert extra <= 64 * 2**20 + 2 * inputs
 
 
