@@ -53,17 +53,22 @@ def paper_error(cell_name: str) -> float | None:
 
 
 def draw(records: Sequence[Record]) -> str:
-    """Markdown: a section for every size of images, budget and minutes that has records."""
-    parts: dict[tuple[int, str, float], list[Record]] = {}
+    """Markdown: a section for every size of images, budget, minutes, S and zeta with records."""
+    parts: dict[tuple[int, str, float, int, float], list[Record]] = {}
     for record in records:
         setting = record["setting"]
-        key = (setting["crop"], setting["budget"], setting["minutes"])
+        codes = setting["code_particles"] * setting.get("importance_samples", 1)
+        weight = setting.get("zeta", 0.0)  # 0: the paper's X/(C rho)
+        key = (setting["crop"], setting["budget"], setting["minutes"], codes, weight)
         parts.setdefault(key, []).append(record)
     sections = []
-    for (crop, budget, minutes), part in sorted(parts.items()):
+    for (crop, budget, minutes, codes, weight), part in sorted(parts.items()):
         found = group(part)
         size = _TITLES.get(crop, f"{crop} x {crop}")
-        title = f"### {size}: {minutes:g} minutes of {_TIMES[budget]} for the updates of a cell"
+        title = (
+            f"### {size}, S = {codes}{f', ζ = {weight:,g}' if weight else ''}: "
+            f"{minutes:g} minutes of {_TIMES[budget]} for the updates of a cell"
+        )
         sections += [title, _accuracy(found), _caption(found), _quality(found), _tests(found)]
     return "\n\n".join([*sections, PAPER_NOTE] if sections else ["Not measured yet."])
 
