@@ -29,7 +29,8 @@ namespace {
 constexpr Index kHeldPairs = Index{1} << 16;  // 256 KB of float32
 constexpr Index kCollect = Index{1} << 22;    // 16 MB of float32
 constexpr double kExpected = 0.75 * kCollect;  // what a bracket is meant to hold
-constexpr Index kLeastSample = Index{1} << 15, kMostSample = Index{1} << 20;
+constexpr Index kLeastSample = Index{1} << 11, kUsualSample = Index{1} << 15;
+constexpr Index kMostSample = Index{1} << 20;
 constexpr double kErrors = 4;     // half a bracket, in standard errors of the sample
 constexpr Index kFewest = 256;    // sampled pairs that still place a rank
 constexpr int kSampledTries = 8;  // then halving, which ends
@@ -125,31 +126,47 @@ struct Interval {
   bool holds(Index rank) const { return below <= rank && rank < below + count; }
 };
 
-// Bits of the squared distances of n pseudo-random pairs.
+// 64 pseudo-random bits of place k (splitmix64).
+inline std::uint64_t hashed(Index k) {
+  std::uint64_t bits = (static_cast<std::uint64_t>(k) + 1) * 0x9e3779b97f4a7c15u;
+  bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9u;
+  bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebu;
+  return bits ^ (bits >> 31);
+}
+
+// Bits of the squared distances of n pseudo-random pairs, n a multiple of kTargets: by the tile's
+// own arithmetic, so that a distance that many pairs share has the same bits here as there.
 template <class T>
 std::vector<Bits<T>> sample_of_pairs(const T* x, Index m, Index d, Index n) {
-  std::vector<Bits<T>> sample(n);
-  std::uint64_t state = 0x9e3779b97f4a7c15u;
-  const auto draw = [&](Index range) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return static_cast<Index>((state >> 33) % static_cast<std::uint64_t>(range));
+  const auto& ops = tile_ops<T>();
+  const auto scaled = [](std::uint64_t random32, Index range) {
+    return static_cast<Index>((random32 * static_cast<std::uint64_t>(range)) >> 32);
   };
-  for (Bits<T>& bits : sample) {
-    const Index i = draw(m), j = (i + 1 + draw(m - 1)) % m;
-    T sum = 0;
-    for (Index f = 0; f < d; ++f) {
-      const T difference = x[i * d + f] - x[j * d + f];
-      sum += difference * difference;
+  std::vector<Bits<T>> sample(n);
+  parallel(n / kTargets, std::max<Index>(1, 4096 / d), [&](Index begin, Index end) {
+    Buffer<T> origin(d), differences(d * kTargets), squares(kTargets);
+    std::fill_n(origin.get(), d, T{0});
+    for (Index block = begin; block < end; ++block) {
+      for (Index lane = 0; lane < kTargets; ++lane) {
+        const std::uint64_t bits = hashed(block * kTargets + lane);
+        const Index i = scaled(bits >> 32, m);
+        const Index j = (i + 1 + scaled(bits & 0xffffffffu, m - 1)) % m;
+        for (Index f = 0; f < d; ++f)
+          differences[f * kTargets + lane] = x[i * d + f] - x[j * d + f];
+      }
+      ops.squared_distance(d, 1, kTargets, origin, 1, differences, kTargets, squares, kTargets);
+      for (Index lane = 0; lane < kTargets; ++lane)
+        sample[block * kTargets + lane] = bits_of(squares[lane]);
     }
-    bits = bits_of(sum);
-  }
+  });
   return sample;
 }
 
-// So many that kErrors standard errors to both sides of the sample's median hold as many pairs as
-// should fit.
+// One pair of 64; at least so many that kErrors standard errors to both sides of the sample's median
+// hold as many pairs as should fit.
 inline Index sample_size(Index pairs) {
   Index n = kLeastSample;
+  while (n < kUsualSample && 64 * n < pairs) n *= 2;
   while (n < kMostSample && kErrors * pairs / std::sqrt(static_cast<double>(n)) > kExpected) n *= 2;
   return n;
 }
@@ -174,11 +191,13 @@ class Selection {
   double value(Index rank) {
     Interval<T> known{0, above_all<T>(), 0, pairs_};
     for (int tries = 0;; ++tries) {
-      if (last_.holds(rank)) {
-        if (collected_) return selected(rank - last_.below);
-        if (last_.high - last_.low == 1) return value_of<T>(last_.low);
-      }
+      if (collected_ && last_.holds(rank)) return selected(rank - last_.below);
       known = narrowed(known, rank);
+      if (known.high - known.low == 1) {
+        last_ = known;
+        collected_ = false;
+        return value_of<T>(known.low);
+      }
       const auto [low, high] = proposed(known, rank, tries);
       count_and_collect(low, high);
     }
@@ -193,9 +212,12 @@ class Selection {
     return {last_.high, known.high, below, known.below + known.count - below};
   }
 
-  // A part of `known` to look into: between sampled pairs kErrors standard errors to both sides of
-  // the rank's place, or fewer where those would not fit. Halves it where the sample says no more.
+  // A part of `known` to look into: all of it where it fits; else between sampled pairs kErrors
+  // standard errors to both sides of the rank's place, or fewer where those would not fit; the one
+  // value of the sampled pair at its place where ties leave no less; a half in the end. Always less
+  // than `known`, which then shrinks, or all of it, which is then collected.
   std::pair<Bits<T>, Bits<T>> proposed(const Interval<T>& known, Index rank, int tries) {
+    if (tries > 0 && known.count <= capacity_) return {known.low, known.high};
     const auto first = sample_.begin();
     const auto last = std::partition(first, sample_.end(), [&](Bits<T> bits) {
       return known.low <= bits && bits < known.high;
@@ -214,6 +236,8 @@ class Selection {
       const Bits<T> low = low_place < 0 ? known.low : at(low_place);
       const Bits<T> high = high_place >= n ? known.high : at(high_place) + 1;
       if (low > known.low || high < known.high) return {low, high};
+      const Bits<T> tied = at(std::min(share * n, n - 1.0));
+      return {tied, tied + 1};
     }
     return {known.low, known.low + (known.high - known.low) / 2};
   }
