@@ -42,13 +42,22 @@ void distances_streamed(const Set<T>& s, T* out, Index ld) {
   constexpr Index kRun = FeatureChunks::kRun;
   const FeatureChunks cut(s.d, s.m * ld);
   const Index chunks = cut.count, length = cut.length;
-  Buffer<double> partial(chunks * s.m * ld);
+  const bool whole = chunks == 1;  // sums of a panel are then complete, and no others are kept
+  Buffer<double> partial(whole ? 0 : chunks * s.m * ld);
+  const auto write = [&](Index i_begin, Index i_end, const auto& sum) {
+    for (Index i = i_begin; i < i_end; ++i)
+      for (Index j = first_lane(s, i); j < ld; ++j) {
+        const Index row = s.self() ? std::min(i, j) : i, column = s.self() ? std::max(i, j) : j;
+        out[i * ld + j] = static_cast<T>(column < s.n ? sum(row, column) : 0.0);
+      }
+  };
   parallel(chunks * panels, 1, [&](Index begin, Index end) {
+    Buffer<double> panel(whole ? kRows * ld : 0);
     for (Index task = begin; task < end; ++task) {
       const Index chunk = task / panels, i_begin = task % panels * kRows;
       const Index i_end = std::min(s.m, i_begin + kRows);
-      double* sums = partial + chunk * s.m * ld;
-      std::fill(sums + i_begin * ld, sums + i_end * ld, 0.0);
+      double* sums = whole ? panel.get() : partial + (chunk * s.m + i_begin) * ld;
+      std::fill_n(sums, (i_end - i_begin) * ld, 0.0);
       const Index last = std::min(s.d, (chunk + 1) * length);
       for (Index f = chunk * length; f < last; f += kRun) {
         const Index run = std::min(kRun, last - f);
@@ -59,20 +68,22 @@ void distances_streamed(const Set<T>& s, T* out, Index ld) {
             ops.row_distance(run, s.x + i * s.d + f, s.d, ra, s.targets() + j * s.d + f, s.d, rb,
                              block);
             for (Index p = 0; p < ra; ++p)
-              for (Index q = 0; q < rb; ++q) sums[(i + p) * ld + j + q] += block[p * 4 + q];
+              for (Index q = 0; q < rb; ++q)
+                sums[(i - i_begin + p) * ld + j + q] += block[p * 4 + q];
           }
       }
+      if (whole)
+        write(i_begin, i_end,
+              [&](Index row, Index column) { return sums[(row - i_begin) * ld + column]; });
     }
   });
+  if (whole) return;
   parallel(s.m, 16, [&](Index begin, Index end) {
-    for (Index i = begin; i < end; ++i)
-      for (Index j = first_lane(s, i); j < ld; ++j) {
-        const Index row = s.self() ? std::min(i, j) : i, column = s.self() ? std::max(i, j) : j;
-        double total = 0;
-        for (Index k = 0; k < chunks && column < s.n; ++k)
-          total += partial[(k * s.m + row) * ld + column];
-        out[i * ld + j] = static_cast<T>(total);
-      }
+    write(begin, end, [&](Index row, Index column) {
+      double total = 0;
+      for (Index k = 0; k < chunks; ++k) total += partial[(k * s.m + row) * ld + column];
+      return total;
+    });
   });
 }
 

@@ -83,17 +83,33 @@ double middle_of_buffer(T* values, Index n, Index low_rank, Index high_rank) {
   return midpoint(low, high_rank == low_rank ? low : next);
 }
 
+// The root mean square of the distances, 2/(m - 1) times the sum of squared deviations; 1 for 0.
 template <class T>
 double degenerate(const T* x, Index m, Index d) {
-  double sum = 0;
-  for (Index f = 0; f < d; ++f) {
-    double mean = 0;
-    for (Index i = 0; i < m; ++i) mean += (static_cast<double>(x[i * d + f]) - x[f]) / m;
-    for (Index i = 0; i < m; ++i) {
-      const double deviation = static_cast<double>(x[i * d + f]) - x[f] - mean;
-      sum += deviation * deviation;
+  constexpr Index kRun = 256;
+  std::vector<double> parts(at::divup(d, kRun), 0.0);
+  parallel(at::divup(d, kRun), at::divup(Index{1} << 15, m * kRun), [&](Index begin, Index end) {
+    double mean[kRun];
+    for (Index run = begin; run < end; ++run) {
+      const Index f0 = run * kRun, n = std::min(kRun, d - f0);
+      const auto deviation = [&](Index i, Index f) {
+        return static_cast<double>(x[i * d + f0 + f]) - x[f0 + f];
+      };
+      std::fill_n(mean, n, 0.0);
+      for (Index i = 0; i < m; ++i)
+        for (Index f = 0; f < n; ++f) mean[f] += deviation(i, f);
+      for (Index f = 0; f < n; ++f) mean[f] /= static_cast<double>(m);
+      double squares[kRun] = {};
+      for (Index i = 0; i < m; ++i)
+        for (Index f = 0; f < n; ++f) {
+          const double apart = deviation(i, f) - mean[f];
+          squares[f] += apart * apart;
+        }
+      for (Index f = 0; f < n; ++f) parts[run] += squares[f];
     }
-  }
+  });
+  double sum = 0;
+  for (const double part : parts) sum += part;
   return m > 1 && sum > 0 ? std::sqrt(2.0 * sum / static_cast<double>(m - 1)) : 1.0;
 }
 

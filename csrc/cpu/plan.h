@@ -17,6 +17,13 @@ constexpr bool keeps_gram(Index m, Index n, Index d) {
   return d > kDirect && m > 0 && n > 0 && (m * n <= kSmallSet * kSmallSet || m * n <= (m + n) * d);
 }
 
+// The same for the direction's backward, which keeps up to four matrices with rows of whole
+// vectors: few targets of many sources would take several times the inputs.
+constexpr bool keeps_pairs(Index m, Index n, Index d) {
+  const Index padded = ((m + 15) / 16 * 16) * ((n + 15) / 16 * 16);
+  return keeps_gram(m, n, d) && (padded <= Index{1} << 21 || padded <= (m + n) * d);
+}
+
 constexpr const char* flow(Index m, Index n, Index d) {
   if (!keeps_gram(m, n, d)) return d <= kDirect ? "tiled, field by differences" : "tiled";
   return d >= kLongRow ? "stored Gram, rows streamed" : "stored Gram";

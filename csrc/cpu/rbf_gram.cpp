@@ -14,13 +14,26 @@
 #include <torch/library.h>
 
 #include "backward.h"
+#include "gram.h"
 
 namespace stein {
 
 namespace {
 
+// Rows that are streamed, not packed: their sums are made in double.
+template <class T>
+void gram_of_long_rows(const T* x, const T* y, Index m, Index n, Index d, double h, T* out) {
+  const Set<T> set{x, nullptr, nullptr, y, m, n, d, false, false};
+  const Index ld = padded(n);
+  Buffer<T> gram(m * ld);
+  squared_distances(set, gram.get(), ld);
+  radial_gram(set, gram.get(), ld, h);
+  for (Index i = 0; i < m; ++i) std::copy_n(gram + i * ld, n, out + i * n);
+}
+
 template <class T>
 void gram_of_set(const T* x, const T* y, Index m, Index n, Index d, double h, T* out) {
+  if (d >= kLongRow && keeps_gram(m, n, d)) return gram_of_long_rows(x, y, m, n, d, h, out);
   const auto& ops = tile_ops<T>();
   const Packed<T> sources(x, m, d), targets(y, n, d);
   const T scale = static_cast<T>(-1.0 / h);

@@ -191,7 +191,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> svgd_dire
         prefetch(s.g + a.m * a.d, a.m * a.d);
         prefetch(cotangent + a.n * a.d, a.n * a.d);
       }
-      if (keeps_gram(s))
+      if (keeps_pairs(s.m, s.n, s.d))
         Stored<scalar_t>(s, cotangent, bandwidth, out).run();
       else
         backward_tiled(s, cotangent, bandwidth, out);

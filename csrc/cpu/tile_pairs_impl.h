@@ -81,8 +81,7 @@ template <class T>
 STEIN_INLINE typename Simd<T>::V trace(typename Simd<T>::V squared, typename Simd<T>::V along, T c,
                                        T d) {
   // Pairs left out have an infinite distance and k = 0; a finite stand-in keeps 0 * trace at 0.
-  const T far = static_cast<T>(1e30);
-  squared = squared > far ? typename Simd<T>::V{} : squared;
+  squared = squared > std::numeric_limits<T>::max() ? typename Simd<T>::V{} : squared;
   return c * (d - c * squared - along);
 }
 

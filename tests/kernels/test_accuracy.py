@@ -132,6 +132,15 @@ def test_float64(kernels, op, names, shift):
         assert_relative_error(actual, expected, 1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e16, 1e60])
+def test_float64_divergence_of_any_scale(kernels, scale):
+    """The divergence has no unit: phi grows as 1/scale where x does as scale and g as 1/scale."""
+    p = gaussian_problem(2, 37, 3, dtype=torch.float64)
+    expected = reference.stein_divergence(p.x, p.grad, bandwidth=2.0) / scale**2
+    actual = sk.stein_divergence(p.x * scale, p.grad / scale, bandwidth=2.0 * scale**2)
+    assert_relative_error(actual, expected, 1e-12)
+
+
 def test_float64_gram_median_and_discrepancy(kernels):
     p = gaussian_problem(3, 37, 11, queries=19, dtype=torch.float64, shift=10.0)
     assert_relative_error(sk.rbf_gram(p.x, p.query), reference.rbf_gram(p.x, p.query), 1e-12)

@@ -136,6 +136,16 @@ def test_one_far_particle_does_not_move_the_median(kernels):
 
 
 @FUSED
+def test_equal_particles_of_many_features(kernels):
+    """All but two coincide: the root mean square of 400 features, which are summed in runs."""
+    x = gaussian_problem(1, 400).x.repeat(9, 1)
+    x[8] += gaussian_problem(1, 400, seed=1).x[0]
+    torch.testing.assert_close(
+        median(x).double(), reference.median_distance(x.double()), rtol=1e-6, atol=0
+    )
+
+
+@FUSED
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_degenerate_sets(kernels, dtype):
     sets = torch.zeros(4, 5, 2, dtype=dtype)

@@ -76,6 +76,25 @@ def test_divergence(kernels, fresh_python):
     assert extra <= 64 * 2**20 + 2 * inputs
 
 
+def test_median_of_long_rows(kernels, fresh_python):
+    call = "return sk.median_bandwidth(x)"
+    extra, inputs = extra_memory(fresh_python, (6000, 4096), call, inputs="")
+    assert extra <= 64 * 2**20 + 2 * inputs
+
+
+def test_gram_of_long_rows(kernels, fresh_python):
+    call = "return sk.rbf_gram(x, bandwidth=1e6)"
+    extra, inputs = extra_memory(fresh_python, (5, 2000000), call, inputs="")
+    assert extra <= 64 * 2**20 + 2 * inputs
+
+
+def test_backward_of_few_targets(kernels, fresh_python):
+    """17 targets are 32 lanes: four matrices of pairs would be eight times the inputs."""
+    call = BACKWARD.replace("bandwidth=1.0", "query=x[:17].detach(), bandwidth=1.0")
+    extra, inputs = extra_memory(fresh_python, (1000000, 17), call)
+    assert extra <= 64 * 2**20 + 3 * inputs
+
+
 @pytest.mark.parametrize("shape", [(20000, 3), (100, 200000)])
 def test_backward(kernels, fresh_python, shape):
     """One more of the inputs' size: the gradient that comes in, and those that go out."""
