@@ -10,6 +10,7 @@
 #include "median.h"
 
 #include "gram.h"
+#include "pair_sample.h"
 
 #include <algorithm>
 #include <atomic>
@@ -34,16 +35,6 @@ constexpr Index kMostSample = Index{1} << 20;
 constexpr double kErrors = 4;     // half a bracket, in standard errors of the sample
 constexpr Index kFewest = 256;    // sampled pairs that still place a rank
 constexpr int kSampledTries = 8;  // then halving, which ends
-
-template <class T>
-using Bits = typename TileOps<T>::Bits;
-
-template <class T>
-Bits<T> bits_of(T value) {
-  Bits<T> bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
 
 template <class T>
 T value_of(Bits<T> bits) {
@@ -141,42 +132,6 @@ struct Interval {
   Index below, count;
   bool holds(Index rank) const { return below <= rank && rank < below + count; }
 };
-
-// 64 pseudo-random bits of place k (splitmix64).
-inline std::uint64_t hashed(Index k) {
-  std::uint64_t bits = (static_cast<std::uint64_t>(k) + 1) * 0x9e3779b97f4a7c15u;
-  bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9u;
-  bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebu;
-  return bits ^ (bits >> 31);
-}
-
-// Bits of the squared distances of n pseudo-random pairs, n a multiple of kTargets: by the tile's
-// own arithmetic, so that a distance that many pairs share has the same bits here as there.
-template <class T>
-std::vector<Bits<T>> sample_of_pairs(const T* x, Index m, Index d, Index n) {
-  const auto& ops = tile_ops<T>();
-  const auto scaled = [](std::uint64_t random32, Index range) {
-    return static_cast<Index>((random32 * static_cast<std::uint64_t>(range)) >> 32);
-  };
-  std::vector<Bits<T>> sample(n);
-  parallel(n / kTargets, std::max<Index>(1, 4096 / d), [&](Index begin, Index end) {
-    Buffer<T> origin(d), differences(d * kTargets), squares(kTargets);
-    std::fill_n(origin.get(), d, T{0});
-    for (Index block = begin; block < end; ++block) {
-      for (Index lane = 0; lane < kTargets; ++lane) {
-        const std::uint64_t bits = hashed(block * kTargets + lane);
-        const Index i = scaled(bits >> 32, m);
-        const Index j = (i + 1 + scaled(bits & 0xffffffffu, m - 1)) % m;
-        for (Index f = 0; f < d; ++f)
-          differences[f * kTargets + lane] = x[i * d + f] - x[j * d + f];
-      }
-      ops.squared_distance(d, 1, kTargets, origin, 1, differences, kTargets, squares, kTargets);
-      for (Index lane = 0; lane < kTargets; ++lane)
-        sample[block * kTargets + lane] = bits_of(squares[lane]);
-    }
-  });
-  return sample;
-}
 
 // One pair of 64; at least so many that kErrors standard errors to both sides of the sample's median
 // hold as many pairs as should fit.
