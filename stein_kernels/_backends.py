@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 import threading
+import warnings
 from collections.abc import Callable
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
@@ -122,14 +124,24 @@ class use_backend(ContextDecorator):
     (CUDA C++), ``"triton"`` and ``"reference"`` (plain torch, differentiable any number of times)
     run or raise. Blocks nest; each thread and each asyncio task has its own.
 
+    A context manager and a decorator: calling it alone changes nothing, and warns of that when the
+    object is dropped. Whether the backend is there is looked up on entry, of the block or of every
+    call of the function: so a module with decorated functions can be imported without it, and does
+    not build kernels or start CUDA by being imported.
+
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, at once.
         RuntimeError: on entry, the backend is not available here; says why.
+
+    Warns:
+        RuntimeWarning: neither entered nor used as a decorator.
 
     Example:
         >>> with use_backend("reference"):
         ...     phi = svgd_direction(x, grad)
     """
+
+    _idle = False  # also of an object whose __init__ has raised
 
     def __init__(self, name: str) -> None:
         if name not in NAMES:
@@ -137,8 +149,19 @@ class use_backend(ContextDecorator):
             raise ValueError(f"use_backend: expected one of {known}, got {name!r}")
         self.name = name
         self._outer: list[tuple[str, Token[str] | None]] = []
+        self._idle = True
+
+    def __del__(self) -> None:
+        if self._idle and not sys.is_finalizing():
+            warnings.warn(
+                f"use_backend({self.name!r}) alone changes nothing; write "
+                f"`with use_backend({self.name!r}): ...`, or put it above a function",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def __call__(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        self._idle = False
         if inspect.iscoroutinefunction(func) or inspect.isgeneratorfunction(func):
             raise TypeError(
                 f"use_backend: {func.__qualname__} would run after the decorator has ended; "
@@ -147,6 +170,7 @@ class use_backend(ContextDecorator):
         return super().__call__(func)
 
     def __enter__(self) -> use_backend:
+        self._idle = False
         if torch.compiler.is_dynamo_compiling():
             self._outer.append((_traced.name, None))
         else:

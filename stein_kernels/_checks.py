@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import numbers
 from typing import Any, overload
 
 import torch
@@ -25,13 +25,18 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def check_tensor(op: str, name: str, value: Any, like: Tensor | None = None) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.is_nested:
+        raise TypeError(
+            f"{op}: {name} must be a dense (strided) tensor, got a nested one; call once for each "
+            "of its sets, or pad them with particles of weight 0 and pass the bandwidth"
+        )
     if value.layout is not torch.strided:
         raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got {value.layout}")
     if value.dtype not in DTYPES:
         raise TypeError(
             f"{op}: {name} must have one of the dtypes {_names(DTYPES)}, got {value.dtype}"
         )
-    if like is not None and value.dtype != like.dtype and not _autocasting(value):
+    if like is not None and value.dtype != like.dtype and not autocasting(value):
         raise TypeError(f"{op}: {name} must have the dtype of x, {like.dtype}, got {value.dtype}")
     if like is not None and value.device != like.device:
         raise ValueError(
@@ -40,7 +45,7 @@ def check_tensor(op: str, name: str, value: Any, like: Tensor | None = None) -> 
     return value
 
 
-def _autocasting(value: Tensor) -> bool:
+def autocasting(value: Tensor) -> bool:
     """Autocast gives every argument one dtype before the op sees it."""
     device = value.device.type
     return device != "meta" and torch.is_autocast_enabled(device)
@@ -105,7 +110,9 @@ def check_bandwidth(op: str, value: Any, x: Tensor) -> str | Tensor:
         return check_rule(op, value)
     dtype = accumulation_dtype(x.dtype)
     if isinstance(value, Tensor):
-        if value.dtype not in (x.dtype, dtype) and not _autocasting(value):
+        if value.is_nested:
+            raise TypeError(f"{op}: bandwidth must be a dense (strided) tensor, got a nested one")
+        if value.dtype not in (x.dtype, dtype) and not autocasting(value):
             raise TypeError(
                 f"{op}: bandwidth must have the dtype of x, {x.dtype}, got {value.dtype}"
             )
@@ -113,21 +120,39 @@ def check_bandwidth(op: str, value: Any, x: Tensor) -> str | Tensor:
             raise ValueError(
                 f"{op}: bandwidth must be on the device of x, {x.device}, got {value.device}"
             )
-        if value.shape not in (x.shape[:-2], ()):
-            raise ValueError(
-                f"{op}: bandwidth must be one number or have the batch shape of x, "
-                f"{tuple(x.shape[:-2])}, got {tuple(value.shape)}"
-            )
+        if not _expands(value.shape, x):
+            if value.numel() != 1:
+                raise ValueError(
+                    f"{op}: bandwidth must be one number or have the batch shape of x, "
+                    f"{tuple(x.shape[:-2])}, got {tuple(value.shape)}"
+                )
+            value = value.reshape(())
         return value.to(dtype).expand(x.shape[:-2])
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         rules = ", ".join(repr(rule) for rule in RULES)
         raise TypeError(
             f"{op}: bandwidth must be a positive number, a tensor or one of {rules}, "
             f"got {type(value).__name__}"
         )
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{op}: bandwidth must be positive and finite, got {value}")
-    return torch.full(x.shape[:-2], float(value), dtype=dtype, device=x.device)
+    return torch.full(
+        x.shape[:-2], check_positive(op, "bandwidth", value, dtype), dtype=dtype, device=x.device
+    )
+
+
+def is_number(value: Any) -> bool:
+    """A real number of Python or numpy; True and False are none."""
+    return isinstance(value, (int, float, numbers.Real)) and not isinstance(value, bool)
+
+
+def check_positive(op: str, name: str, value: Any, dtype: torch.dtype) -> float:
+    """A number that is positive and finite in this dtype too."""
+    range_of = torch.finfo(dtype)
+    if not range_of.tiny <= value <= range_of.max:
+        raise ValueError(
+            f"{op}: {name} must be positive and finite, got {value}; {_names((dtype,))} has "
+            f"{range_of.tiny:.3g} to {range_of.max:.3g}"
+        )
+    return float(value)
 
 
 def check_flag(op: str, name: str, value: Any) -> bool:

@@ -134,9 +134,9 @@ def rbf_gram(
 
 
 def median_bandwidth(ranks: Ranks, features: int, *, x: Tensor, rule: str = "liu_wang") -> Tensor:
-    """h, (...)."""
+    """h, (...), in the accumulation dtype."""
     s = _Slice("median_bandwidth", ranks, x.detach())
-    return s.unfold(s.pairs(rule).h)
+    return s.pairs(rule).h.reshape(s.given.shape[:-2])
 
 
 def stein_divergence(
@@ -168,10 +168,12 @@ def kernel_stein_discrepancy(
     leave_one_out: bool = False,
 ) -> Tensor:
     """The discrepancy over all features, (...); the products g_j . phi_j are a second sum, of M."""
-    s = _Slice("kernel_stein_discrepancy", ranks, x, score, weights)
-    pairs = s.pairs(bandwidth, along=True)
+    dtype, wide = x.dtype, accumulation_dtype(x.dtype)  # its two terms nearly cancel
+    score = score.to(wide)
+    s = _Slice("kernel_stein_discrepancy", ranks, x.to(wide), score, weights)
+    pairs = s.pairs(bandwidth.to(wide) if isinstance(bandwidth, Tensor) else bandwidth, along=True)
     weighted = pairs.weighted(s.weights, leave_one_out or statistic == "u")
     divergence = pairs.divergence(weighted, features)
     phi = s.direction(weighted, pairs.h)
-    driven = ranks.sum((phi * fold_batch(score, 2)).sum(-1, dtype=pairs.h.dtype))
-    return s.unfold(reference.average(driven + divergence, s.weights))
+    driven = ranks.sum((phi * fold_batch(score, 2)).sum(-1))
+    return s.unfold(reference.average(driven + divergence, s.weights)).to(dtype)

@@ -3,10 +3,11 @@
 One convention everywhere: k(x, y) = exp(-|x - y|^2 / h).
 
 Dtypes: float32, float64, bfloat16, float16. The half types accumulate in float32 and the result
-comes back in the half type. Under autocast every op runs in float32.
+comes back in the half type, a bandwidth excepted. Under autocast every op runs in float32.
 
-Autograd: first derivatives by fused kernels; second ones inside ``use_backend("reference")``.
-A bandwidth that a rule made is a constant for autograd; a bandwidth tensor receives its gradient.
+Autograd: first derivatives by fused kernels; second ones, forward mode and the derivatives of
+``torch.func`` inside ``use_backend("reference")``. A bandwidth that a rule made is a constant for
+autograd; a bandwidth tensor receives its gradient.
 
 DTensors: features (the last dimension) and batch dimensions may be sharded, particles may not. All
 tensors of a call lie on one mesh and alike; a direction comes out as x lies, all other results are
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from stein_kernels import _backends, _ops, reference
 from stein_kernels._checks import (
+    accumulation_dtype,
+    autocasting,
     check_bandwidth,
     check_flag,
     check_particles,
@@ -77,8 +80,11 @@ def svgd_direction(
         grad: scores g_i = grad log p(x_i), (..., M, d).
         weights: w_i, (..., M), summing to 1; 1/M where omitted.
         query: targets y_j, (..., N, d); the particles themselves where omitted.
-        bandwidth: h as a positive number, a tensor of the batch shape, or a rule's name
-            (see :func:`median_bandwidth`). A non-positive entry of a tensor gives NaN or garbage.
+        bandwidth: h as a positive number, a tensor that broadcasts to the batch shape, or a rule's
+            name (see :func:`median_bandwidth`). Values of a tensor are not checked, which would
+            wait for the device: one that is not positive and finite gives NaN or garbage. A rule
+            takes all particles alike, whatever their weights: pass the bandwidth where particles
+            of weight 0 pad a set.
         leave_one_out: leave out the pair (i, i) and renormalise the other weights: divide by M - 1,
             or with weights multiply by W/(W - w_j), W = sum w. This is the U form, for particles
             that are drawn afresh at every step. Refused together with a query.
@@ -108,17 +114,7 @@ def svgd_direction(
             bandwidth=bandwidth,
             leave_one_out=leave_one_out,
         )
-    rule, h = (bandwidth, None) if isinstance(bandwidth, str) else ("", fold_batch(bandwidth, 0))
-    phi, _ = torch.ops.stein_kernels.svgd_direction(
-        *(fold_batch(x, 2), fold_batch(grad, 2), fold_batch(weights, 1), fold_batch(query, 2)),
-        h,
-        rule,
-        leave_one_out,
-    )
-    phi = phi.reshape(*x.shape[:-2], *phi.shape[1:])
-    if leave_one_out and weights is not None:
-        phi = phi * _renormaliser(weights)[..., None]
-    return phi
+    return _direction(op, x, grad, weights, query, bandwidth, leave_one_out)
 
 
 @_on_shards
@@ -149,9 +145,8 @@ def rbf_gram(
     bandwidth = check_bandwidth(op, bandwidth, x)
     if _use_reference(op, x, y, bandwidth):
         return reference.rbf_gram(x, y, bandwidth=bandwidth)
-    gram = torch.ops.stein_kernels.rbf_gram(
-        fold_batch(x, 2), fold_batch(y, 2), _bandwidth(x, bandwidth)
-    )
+    ops = torch.ops.stein_kernels
+    gram = _run(op, ops.rbf_gram, fold_batch(x, 2), fold_batch(y, 2), _bandwidth(x, bandwidth))
     return gram.reshape(*x.shape[:-2], *gram.shape[1:])
 
 
@@ -171,12 +166,15 @@ def median_bandwidth(x: Tensor, *, rule: str = "liu_wang") -> Tensor:
     distance takes its place, and 1 where that is 0 too. A set with a coordinate that is not finite
     has bandwidth NaN. The result is a constant for autograd. The pairs are never stored.
 
+    All particles count alike; what pads a set is better left out of ``x`` here.
+
     Args:
         x: particles, (..., M, d).
         rule: one of the names above.
 
     Returns:
-        h, (...), in the dtype of x.
+        h, (...), in the dtype of x; in float32 where that is a half type, whose range a square
+        leaves. Every function takes it as ``bandwidth`` as it is.
 
     Raises:
         TypeError: wrong type or dtype. ValueError: wrong shape, or an unknown rule.
@@ -189,7 +187,7 @@ def median_bandwidth(x: Tensor, *, rule: str = "liu_wang") -> Tensor:
     rule = check_rule(op, rule)
     if _use_reference(op, x):
         return reference.median_bandwidth(x, rule=rule)
-    return _bandwidth(x, rule).to(x.dtype).reshape(x.shape[:-2])
+    return _bandwidth(x, rule).to(accumulation_dtype(x.dtype)).reshape(x.shape[:-2])
 
 
 @_on_shards
@@ -225,15 +223,7 @@ def stein_divergence(
             bandwidth=bandwidth,
             leave_one_out=leave_one_out,
         )
-    divergence = torch.ops.stein_kernels.stein_divergence(
-        *(fold_batch(x, 2), fold_batch(grad, 2), fold_batch(weights, 1), fold_batch(query, 2)),
-        _bandwidth(x, bandwidth),
-        leave_one_out,
-    )
-    divergence = divergence.reshape(*x.shape[:-2], divergence.shape[1])
-    if leave_one_out and weights is not None:
-        divergence = divergence * _renormaliser(weights)
-    return divergence
+    return _divergence(op, x, grad, weights, query, bandwidth, leave_one_out)
 
 
 @_on_shards
@@ -272,13 +262,70 @@ def kernel_stein_discrepancy(
     x = check_particles(op, "x", x)
     score = check_scores(op, "score", score, x)
     weights = None if weights is None else check_weights(op, weights, x)
-    h = check_bandwidth(op, bandwidth, x)
+    bandwidth = check_bandwidth(op, bandwidth, x)
     left_out = check_flag(op, "leave_one_out", leave_one_out) or statistic == "u"
-    if isinstance(h, str):
-        h = median_bandwidth(x, rule=h)
-    phi = svgd_direction(x, score, weights=weights, bandwidth=h, leave_one_out=left_out)
-    div = stein_divergence(x, score, weights=weights, bandwidth=h, leave_one_out=left_out)
-    return reference.average((phi * score).sum(-1) + div, weights)
+    if _use_reference(op, x, score, weights, bandwidth):
+        return reference.kernel_stein_discrepancy(
+            *(x, score),
+            weights=weights,
+            bandwidth=bandwidth,
+            statistic=statistic,
+            leave_one_out=leave_one_out,
+        )
+    dtype = x.dtype
+    wide = accumulation_dtype(dtype)  # its two terms nearly cancel
+    x, score = x.to(wide), score.to(wide)
+    weights = None if weights is None else weights.to(wide)
+    h = _bandwidth(x, bandwidth).reshape(x.shape[:-2])
+    phi = _direction(op, x, score, weights, None, h, left_out)
+    divergence = _divergence(op, x, score, weights, None, h, left_out)
+    discrepancy = reference.average((phi * score).sum(-1) + divergence, weights)
+    return discrepancy if autocasting(x) else discrepancy.to(dtype)
+
+
+def _direction(op, x, grad, weights, query, bandwidth, leave_one_out):
+    """phi (..., N, d) by the registered op, of arguments that were checked."""
+    rule, h = (bandwidth, None) if isinstance(bandwidth, str) else ("", fold_batch(bandwidth, 0))
+    phi, _ = _run(
+        *(op, torch.ops.stein_kernels.svgd_direction),
+        *(fold_batch(x, 2), fold_batch(grad, 2), fold_batch(weights, 1), fold_batch(query, 2)),
+        *(h, rule, leave_one_out),
+    )
+    phi = phi.reshape(*x.shape[:-2], *phi.shape[1:])
+    if leave_one_out and weights is not None:
+        phi = phi * _renormaliser(weights)[..., None]
+    return phi
+
+
+def _divergence(op, x, grad, weights, query, bandwidth, leave_one_out):
+    """The divergence (..., N) by the registered op, of arguments that were checked."""
+    divergence = _run(
+        *(op, torch.ops.stein_kernels.stein_divergence),
+        *(fold_batch(x, 2), fold_batch(grad, 2), fold_batch(weights, 1), fold_batch(query, 2)),
+        *(_bandwidth(x, bandwidth), leave_one_out),
+    )
+    divergence = divergence.reshape(*x.shape[:-2], divergence.shape[1])
+    if leave_one_out and weights is not None:
+        divergence = divergence * _renormaliser(weights)
+    return divergence
+
+
+def _run(op: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a registered op; torch cannot differentiate one by a transform of ``torch.func``.
+
+    What it says then is of its own classes (pytorch#168393). Told by its error, not beforehand:
+    that costs no call anything, and ends by itself where torch learns it.
+    """
+    try:
+        return call(*arguments)
+    except RuntimeError as error:
+        if "setup_context" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{op}: derivatives by torch.func (grad, vjp, jacrev, hessian) need "
+            "stein_kernels.use_backend('reference'), which has second ones too; "
+            "torch.autograd.grad and backward() run the fused kernels"
+        ) from error
 
 
 def _pairs(op, x, grad, weights, query, leave_one_out):
@@ -323,4 +370,4 @@ def _renormaliser(weights: Tensor) -> Tensor:
     total = weights.sum(-1, keepdim=True)
     rest = total - weights
     alone = rest == 0
-    return torch.where(alone, torch.zeros_like(rest), total / torch.where(alone, total, rest))
+    return torch.where(alone, torch.zeros_like(rest), total / torch.where(alone, 1.0, rest))

@@ -20,9 +20,11 @@ from stein_kernels import _backends, _ops, _optim_ops
 from stein_kernels._checks import (
     accumulation_dtype,
     check_flag,
-    check_particles,
+    check_positive,
     check_rule,
     check_scores,
+    check_tensor,
+    is_number,
 )
 from stein_kernels.functional import svgd_direction
 
@@ -40,6 +42,10 @@ class SVGDAdam(Optimizer):
     ``loss.sum().backward()`` leaves it. With :math:`\phi` =
     ``svgd_direction(param, -param.grad)`` a step is that of ``torch.optim.AdamW`` on the gradient
     :math:`-\phi`.
+
+    **Sum the loss over particles, never** ``.mean()``: the mean divides every score by M but not
+    the repulsion, so the particles sample :math:`p^{1/M}`. For the same reason scale the likelihood
+    of a minibatch by N/B, of B examples out of N.
 
     A parameter that is a DTensor is sharded over its coordinates or not at all: a step then costs
     one all-reduce of M x M numbers, and each rank has the moments of its slice.
@@ -102,13 +108,9 @@ class SVGDAdam(Optimizer):
         params = param_group["params"]
         params = [params] if isinstance(params, Tensor) else list(params)
         _check_options({**self.defaults, **param_group})
+        bandwidth = param_group.get("bandwidth", self.defaults["bandwidth"])
         for param in params:
-            check_particles(_OP, "a parameter", param)
-            if param.dim() != 2 or 0 in param.shape:
-                raise ValueError(
-                    f"{_OP}: a parameter must have shape (M, P) with at least one particle and "
-                    f"one coordinate, got {tuple(param.shape)}"
-                )
+            _check_parameter(param, bandwidth)
         super().add_param_group({**param_group, "params": params})
 
     @torch.no_grad()
@@ -172,7 +174,12 @@ class SVGDAdam(Optimizer):
         return factors
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Torch casts a state to the dtype of its parameter: the moments keep theirs here."""
+        """Torch casts a state to the dtype of its parameter: the moments keep theirs here.
+
+        Raises:
+            ValueError: the state is of another optimiser; says what is missing in it.
+        """
+        _check_state(state_dict, self.defaults)
         super().load_state_dict(state_dict)
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
@@ -184,6 +191,37 @@ class SVGDAdam(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._constants = {}
+
+
+def _check_parameter(param: Any, bandwidth: float | str) -> None:
+    check_tensor(_OP, "a parameter", param)
+    if param.dim() != 2:
+        raise ValueError(
+            f"{_OP}: a parameter must have shape (M, P), one particle a row, got "
+            f"{tuple(param.shape)}: join the stacked parameters by "
+            "torch.cat([p.flatten(1) for p in ...], 1)"
+        )
+    if 0 in param.shape:
+        raise ValueError(
+            f"{_OP}: a parameter must have shape (M, P) with at least one particle and one "
+            f"coordinate, got {tuple(param.shape)}"
+        )
+    if not isinstance(bandwidth, str):
+        check_positive(_OP, "bandwidth", bandwidth, accumulation_dtype(param.dtype))
+
+
+def _check_state(state_dict: dict[str, Any], options: dict[str, Any]) -> None:
+    """Refuse the state of another optimiser, such as that of torch's Adam."""
+    groups, states = state_dict["param_groups"], state_dict["state"].values()
+    needed = [("a group of parameters", list(options), group) for group in groups]
+    needed += [("the state of a parameter", ["step", *_MOMENTS], state) for state in states]
+    for owner, names, found in needed:
+        missing = ", ".join(repr(name) for name in names if name not in found)
+        if missing:
+            raise ValueError(
+                f"{_OP}: load_state_dict takes a state_dict of {_OP}; {owner} lacks {missing} "
+                "and may be of another optimiser"
+            )
 
 
 def _check_options(group: dict[str, Any]) -> None:
@@ -199,14 +237,12 @@ def _check_options(group: dict[str, Any]) -> None:
         check_rule(_OP, bandwidth)
     else:
         _check_number("bandwidth", bandwidth, math.inf)
-        if bandwidth == 0:
-            raise ValueError(f"{_OP}: bandwidth must be positive, got {bandwidth}")
     for name in ("leave_one_out", "maximize"):
         check_flag(_OP, name, group[name])
 
 
 def _check_number(name: str, value: Any, below: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise TypeError(f"{_OP}: {name} must be a number, got {type(value).__name__}")
     if not 0 <= value < below:
         raise ValueError(f"{_OP}: {name} must be at least 0 and less than {below}, got {value}")

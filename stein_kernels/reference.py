@@ -22,18 +22,19 @@ RULES = ("liu_wang", "median", "median_squared")
 Bandwidth = float | str | Tensor
 
 
+def _widened(value: Any) -> Any:
+    half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if half else value
+
+
 def _half_in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Half types accumulate in float32 and the result comes back in the half type."""
 
-    def widened(value: Any) -> Any:
-        half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
-        return value.float() if half else value
-
     @functools.wraps(function)
     def call(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        arguments = [widened(value) for value in args]
-        options = {name: widened(value) for name, value in kwargs.items()}
-        return function(widened(x), *arguments, **options).to(x.dtype)
+        arguments = [_widened(value) for value in args]
+        options = {name: _widened(value) for name, value in kwargs.items()}
+        return function(_widened(x), *arguments, **options).to(x.dtype)
 
     return call
 
@@ -84,9 +85,9 @@ def apply_rule(median: Tensor, particles: int, rule: str) -> Tensor:
     return median.square() * scale
 
 
-@_half_in_float32
 def median_bandwidth(x: Tensor, *, rule: str = "liu_wang") -> Tensor:
-    return apply_rule(median_distance(x), x.shape[-2], rule)
+    """h in the accumulation dtype: a square leaves the range of float16."""
+    return apply_rule(median_distance(_widened(x)), x.shape[-2], rule)
 
 
 def resolve_bandwidth(x: Tensor, bandwidth: Bandwidth) -> Tensor:
@@ -140,7 +141,7 @@ def source_weights(x: Tensor, weights: Tensor | None, targets: int, leave_one_ou
     total = w.sum(-1, keepdim=True)
     rest = total - w
     alone = rest == 0
-    scale = torch.where(alone, torch.zeros_like(w), total / torch.where(alone, total, rest))
+    scale = torch.where(alone, torch.zeros_like(w), total / torch.where(alone, 1.0, rest))
     off_diagonal = 1.0 - torch.eye(m, dtype=x.dtype, device=x.device)
     return pair * scale[..., None, :] * off_diagonal
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import stein_kernels as sk
+from stein_kernels.testing import gaussian_problem
 
 X, GRAD = torch.zeros(2, 5, 3), torch.ones(2, 5, 3)
 PAIRS = ("svgd_direction", "stein_divergence")
@@ -101,6 +104,27 @@ TABLE = [
     Bad(WITH_BANDWIDTH, {"bandwidth": -1.0}, ValueError, "bandwidth must be positive .*, got -1"),
     Bad(WITH_BANDWIDTH, {"bandwidth": math.inf}, ValueError, "bandwidth must be .* got inf"),
     Bad(WITH_BANDWIDTH, {"bandwidth": math.nan}, ValueError, "bandwidth must be .* got nan"),
+    Bad(
+        WITH_BANDWIDTH,
+        {"bandwidth": 1e50},
+        ValueError,
+        r"bandwidth must be .* got 1e\+50; float32 has",
+    ),
+    Bad(
+        WITH_BANDWIDTH,
+        {"bandwidth": 1e-50},
+        ValueError,
+        "bandwidth must be .* got 1e-50; float32 has",
+    ),
+    Bad(
+        WITH_BANDWIDTH,
+        {"bandwidth": 10**400},
+        ValueError,
+        "bandwidth must be .* got 1000*; float32 has",
+    ),
+    Bad(WITH_BANDWIDTH, {"bandwidth": np.float32(0)}, ValueError, "bandwidth must be .* got 0"),
+    Bad(WITH_BANDWIDTH, {"bandwidth": np.ones(2)}, TypeError, "bandwidth must be .* got ndarray"),
+    Bad(WITH_BANDWIDTH, {"bandwidth": np.True_}, TypeError, "bandwidth must be .* got bool"),
     Bad(WITH_BANDWIDTH, {"bandwidth": True}, TypeError, "bandwidth must be .* got bool"),
     Bad(WITH_BANDWIDTH, {"bandwidth": None}, TypeError, "bandwidth must be .* got NoneType"),
     Bad(WITH_BANDWIDTH, {"bandwidth": 1j}, TypeError, "bandwidth must be .* got complex"),
@@ -168,6 +192,60 @@ def test_the_good_arguments_are_good():
     for function in PAIRS:
         out = getattr(sk, function)(**good(function), weights=torch.ones(5) / 5, query=X[:, :2])
         assert out.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)
+@pytest.mark.parametrize("function", TENSORS)
+def test_nested_tensors_are_refused(function, layout):
+    ragged = torch.nested.nested_tensor([torch.ones(3, 2), torch.ones(4, 2)], layout=layout)
+    given = dict.fromkeys(good(function), ragged)
+    with pytest.raises(TypeError, match=f"{function}: x must be .*got a nested one; .* pad them"):
+        getattr(sk, function)(**given)
+    if function in WITH_BANDWIDTH:
+        with pytest.raises(TypeError, match=f"{function}: bandwidth must be .*got a nested one"):
+            getattr(sk, function)(**good(function), bandwidth=ragged)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        2,
+        np.float32(2),
+        np.float64(2),
+        np.int64(2),
+        Fraction(2),
+        torch.tensor(2.0),
+        torch.tensor([2.0]),
+        torch.tensor([[[2.0]]]),
+        torch.nn.Parameter(torch.tensor([2.0])),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("batch", [(), (2,)], ids=str)
+@pytest.mark.parametrize("function", WITH_BANDWIDTH)
+def test_a_bandwidth_that_is_one_number(function, batch, one):
+    arguments = {name: value[(0,) * (1 - len(batch))] for name, value in good(function).items()}
+    expected = getattr(sk, function)(**arguments, bandwidth=2.0)
+    found = getattr(sk, function)(**arguments, bandwidth=one)
+    assert torch.equal(found, expected)
+    if isinstance(one, torch.nn.Parameter):
+        (gradient,) = torch.autograd.grad(found.sum(), one)
+        assert gradient.shape == one.shape
+
+
+def test_the_range_of_a_bandwidth_is_that_of_what_accumulates():
+    x = X.double()
+    assert sk.rbf_gram(x, bandwidth=1e50).isfinite().all()
+    assert sk.rbf_gram(X.half(), bandwidth=1e10).isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (5,), (1, 5), (1, 1), (4, 5)], ids=str)
+def test_a_bandwidth_broadcasts_to_the_batch(shape):
+    p = gaussian_problem(4, 5, 6, 2)
+    h = (torch.arange(math.prod(shape)) + 1.0).reshape(shape)
+    expected = sk.svgd_direction(p.x, p.grad, bandwidth=h.expand(4, 5))
+    assert torch.equal(sk.svgd_direction(p.x, p.grad, bandwidth=h), expected)
 
 
 def test_options_are_keywords():

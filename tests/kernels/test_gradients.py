@@ -146,6 +146,20 @@ def test_the_bandwidth_of_a_rule_is_a_constant(kernels, rule):
     torch.testing.assert_close(gradient(rule), gradient(constant), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("alone", [False, True], ids=["no weight", "one has all"])
+def test_weights_that_leave_none_to_the_others(kernels, op, alone):
+    """W/(W - w_j) is 0 there by convention, and its gradient is none, not NaN."""
+    p = gaussian_problem(2, 5, 3, dtype=torch.float64)
+    weights = torch.zeros_like(p.weights)
+    weights[:, 0] = float(alone)
+    options = {"weights": weights.requires_grad_(), "bandwidth": p.bandwidth}
+    value = getattr(sk, op)(p.x, p.grad, leave_one_out=True, **options)
+    (gradient,) = torch.autograd.grad(value.square().sum() + value.sum(), weights)
+    assert value.isfinite().all()
+    assert gradient.isfinite().all()
+
+
 @FUSED
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("only", ["x", "grad", "weights", "query", "bandwidth"])

@@ -8,6 +8,8 @@ from torch.func import vmap
 
 from bench.guide import BLOCKS, DISCREPANCY, NETWORKS, POSTERIOR, pairs, run_page, settled, width
 
+BY_HAND = BLOCKS + 1
+
 pytest.importorskip("sklearn", reason="the guide's data come with scikit-learn")
 
 
@@ -22,6 +24,13 @@ def test_posterior_of_the_logistic_regression(guide):
     ratio = guide["theta"].detach().std(0) / chains
     assert ((ratio > 0.85) & (ratio < 1.15)).all(), ratio
     assert 0 < guide["discrepancy"] < 0.5
+
+
+def test_by_hand_it_is_the_same_posterior(guide):
+    names = run_page(BY_HAND, names=dict(guide))
+    chains = torch.tensor([0.545, 0.247, 0.270, 0.205])
+    ratio = names["theta"].std(0) / chains
+    assert ((ratio > 0.85) & (ratio < 1.15)).all(), ratio
 
 
 def test_networks_have_learned(guide):

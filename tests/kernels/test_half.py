@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 import stein_kernels as sk
-from stein_kernels import reference
-from stein_kernels.testing import assert_within_reference_error, gaussian_problem
+from stein_kernels import _slices, reference
+from stein_kernels.testing import (
+    assert_relative_error,
+    assert_within_reference_error,
+    gaussian_problem,
+)
 
 pytestmark = pytest.mark.parametrize("kernels", ["compiled", "composite", "cuda"], indirect=True)
 HALF = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -51,7 +57,7 @@ def test_rules(kernels, dtype, rule):
     p = gaussian_problem(3, 40, 12, dtype=dtype)
     single, double = in_single(p), p.double()
     h = sk.median_bandwidth(p.x, rule=rule)
-    assert h.dtype == dtype
+    assert h.dtype == reference.median_bandwidth(p.x, rule=rule).dtype == torch.float32
     exact_h = reference.median_bandwidth(double.x, rule=rule)
     assert_within_reference_error(h, reference.median_bandwidth(single.x, rule=rule), exact_h)
     phi = sk.svgd_direction(p.x, p.grad, bandwidth=rule)
@@ -93,6 +99,50 @@ def test_float16_norms_beyond_its_range(kernels):
     actual = sk.svgd_direction(x, grad)
     exact = reference.svgd_direction(x.double(), grad.double())
     assert_within_reference_error(actual, reference.svgd_direction(x.float(), grad.float()), exact)
+
+
+@HALF
+def test_a_bandwidth_beyond_the_range_of_float16(kernels, dtype):
+    """h = 2e7 at a spread of 200 in 1,000 dimensions; float16 ends at 65504."""
+    x = (gaussian_problem(50, 1000, dtype=torch.float64).x * 200).to(dtype)
+    score = -x / 40000
+    exact = reference.median_bandwidth(x.double())
+    h = sk.median_bandwidth(x)
+    assert_relative_error(h, exact, 1e-5)
+    by_rule = sk.svgd_direction(x, score)
+    assert_relative_error(sk.svgd_direction(x, score, bandwidth=h), by_rule, torch.finfo(dtype).eps)
+    weights = torch.full_like(x[:, 0], 1 / 50)
+    expected = sk.kernel_stein_discrepancy(x.float(), score.float(), statistic="v")
+    mixes: list[dict[str, Any]] = [{}, {"bandwidth": h}, {"weights": weights}]
+    for options in mixes:
+        found = sk.kernel_stein_discrepancy(x, score, statistic="v", **options)
+        assert found.dtype == dtype
+        assert found.item() == pytest.approx(expected.item(), rel=0.02)
+
+
+@HALF
+def test_a_bandwidth_beyond_the_range_of_float16_on_slices(kernels, dtype):
+    """The functions of sharded features, on the one slice that there is."""
+
+    class Alone:
+        def sum(self, partial):
+            return partial
+
+        def spread(self, value):
+            return value
+
+    x = (gaussian_problem(50, 1000, dtype=torch.float64).x * 200).to(dtype)
+    score = -x / 40000
+    h = _slices.median_bandwidth(Alone(), 1000, x=x)
+    assert h.dtype == torch.float32
+    assert_relative_error(h, sk.median_bandwidth(x), 1e-5)
+    expected = sk.kernel_stein_discrepancy(x, score, statistic="v")
+    for bandwidth in ("liu_wang", h):
+        found = _slices.kernel_stein_discrepancy(
+            *(Alone(), 1000), x=x, score=score, statistic="v", bandwidth=bandwidth
+        )
+        assert found.dtype == dtype
+        assert_relative_error(found, expected, torch.finfo(dtype).eps)
 
 
 @HALF

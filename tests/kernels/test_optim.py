@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 
@@ -165,8 +166,10 @@ X = torch.zeros(3, 4)
 BAD = [
     ([torch.zeros(0, 4)], {}, ValueError, r"at least one particle.*\(0, 4\)"),
     ([torch.zeros(3, 0)], {}, ValueError, r"at least one particle.*\(3, 0\)"),
-    ([torch.zeros(2, 3, 4)], {}, ValueError, r"shape \(M, P\).*\(2, 3, 4\)"),
-    ([torch.zeros(4)], {}, ValueError, r"\(\.\.\., M, d\)"),
+    ([torch.zeros(2, 3, 4)], {}, ValueError, r"shape \(M, P\).*\(2, 3, 4\): join .*torch\.cat"),
+    ([torch.zeros(4)], {}, ValueError, r"shape \(M, P\).*\(4,\): join the stacked .*torch\.cat"),
+    ([torch.zeros(())], {}, ValueError, r"shape \(M, P\), one particle a row, got \(\)"),
+    ([[0.0]], {}, TypeError, "a parameter must be a torch.Tensor, got list"),
     ([X.to(torch.complex64)], {}, TypeError, "complex64"),
     ([X], {"lr": -1.0}, ValueError, "lr must be at least 0"),
     ([X], {"lr": float("nan")}, ValueError, "lr must be"),
@@ -178,6 +181,9 @@ BAD = [
     ([X], {"weight_decay": -0.1}, ValueError, "weight_decay must be"),
     ([X], {"bandwidth": "mean"}, ValueError, "rule must be one of"),
     ([X], {"bandwidth": 0.0}, ValueError, "bandwidth must be positive"),
+    ([X], {"bandwidth": 1e50}, ValueError, "bandwidth must be .* float32 has"),
+    ([X.half()], {"bandwidth": 1e-50}, ValueError, "bandwidth must be .* 1e-50; float32 has"),
+    ([{"params": [X], "bandwidth": 1e50}], {}, ValueError, "bandwidth must be .* float32 has"),
     ([X], {"bandwidth": None}, TypeError, "bandwidth must be a number"),
     ([X], {"leave_one_out": 1}, TypeError, "leave_one_out must be True or False"),
     ([X], {"maximize": "no"}, TypeError, "maximize must be True or False"),
@@ -189,6 +195,43 @@ BAD = [
 def test_what_is_refused(params, options, error, message):
     with pytest.raises(error, match=f"SVGDAdam: .*{message}"):
         SVGDAdam(params, **options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    param, other = particles(), particles()
+    run(param, 2, lr=np.float32(0.125), bandwidth=np.float32(2.0))
+    run(other, 2, lr=0.125, bandwidth=2.0)
+    assert torch.equal(param, other)
+
+
+def test_the_state_of_another_optimiser_is_refused():
+    param = particles()
+    param.grad = loss_gradient(0, param)
+    optimizer = SVGDAdam([param], lr=0.1)
+    for other in (torch.optim.Adam([param]), torch.optim.SGD([param], momentum=0.9)):
+        other.step()
+        with pytest.raises(ValueError, match=r"SVGDAdam: load_state_dict .* lacks .*'bandwidth'"):
+            optimizer.load_state_dict(other.state_dict())
+    optimizer.step()  # and has changed nothing
+    saved = optimizer.state_dict()
+    del saved["state"][0]["exp_avg_sq"]
+    with pytest.raises(ValueError, match="the state of a parameter lacks 'exp_avg_sq'"):
+        optimizer.load_state_dict(saved)
+
+
+def test_a_sum_keeps_the_width_and_a_mean_does_not():
+    """What the docstring warns of, at 20 particles of N(0, I)."""
+    width = {}
+    for name in ("sum", "mean"):
+        param = torch.nn.Parameter(torch.randn(20, 2, generator=generator()))
+        optimizer = SVGDAdam([param], lr=0.1)
+        for _ in range(300):
+            optimizer.zero_grad()
+            getattr(0.5 * param.square().sum(1), name)().backward()
+            optimizer.step()
+        width[name] = param.detach().var(0).mean()
+    assert 0.6 < width["sum"] < 1
+    assert width["mean"] > 5
 
 
 def test_a_sparse_gradient_is_refused():

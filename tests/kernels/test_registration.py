@@ -167,19 +167,60 @@ def test_autocast_runs_in_float32(kernels):
         lower = sk.svgd_direction(p.x.bfloat16(), p.grad)
         gram = sk.rbf_gram(p.x.bfloat16())
         divergence = sk.stein_divergence(p.x.bfloat16(), p.grad.bfloat16())
+        discrepancy = sk.kernel_stein_discrepancy(p.x.bfloat16(), p.grad)
         bandwidth = sk.median_bandwidth(p.x)
     assert torch.equal(mixed, expected)
-    assert {t.dtype for t in (mixed, lower, gram, divergence, bandwidth)} == {torch.float32}
+    results = (mixed, lower, gram, divergence, discrepancy, bandwidth)
+    assert {result.dtype for result in results} == {torch.float32}
 
 
-@pytest.mark.xfail(
-    raises=RuntimeError,
-    strict=True,
-    reason="torch.func.grad of an op registered by torch.library (pytorch#168393)",
-)
-def test_torch_func_grad(kernels):
-    p = gaussian_problem(9, 4)
-    torch.func.grad(lambda x: sk.svgd_direction(x, p.grad, bandwidth=1.0).sum())(p.x)
+TRANSFORMS = {
+    "grad": torch.func.grad,
+    "jacrev": torch.func.jacrev,
+    "hessian": torch.func.hessian,
+    "vmap of grad": lambda function: lambda x: torch.vmap(torch.func.grad(function))(x[None])[0],
+    "grad of vmap": lambda function: torch.func.grad(lambda x: torch.vmap(function)(x[None]).sum()),
+}
+
+
+def total(op, grad):
+    """The sum of what an op makes of x."""
+    others = () if op == "rbf_gram" else (grad,)
+    return lambda x: getattr(sk, op)(x, *others, bandwidth=2.0).sum()
+
+
+@JIT_WARNING
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("op", [*OPS, "kernel_stein_discrepancy", "rbf_gram"])
+def test_torch_func_names_the_way_out(kernels, op, transform):
+    """pytorch#168393: where torch comes to do it, nothing is raised any more, and this fails."""
+    p = gaussian_problem(5, 2)
+    with pytest.raises(RuntimeError, match=rf"^{op}: .*torch\.func .*use_backend\('reference'\)"):
+        TRANSFORMS[transform](total(op, p.grad))(p.x)
+
+
+@JIT_WARNING
+@pytest.mark.parametrize("op", [*OPS, "kernel_stein_discrepancy", "rbf_gram"])
+def test_the_reference_has_torch_func(kernels, op):
+    p = gaussian_problem(5, 2, dtype=torch.float64)
+    function = total(op, p.grad)
+    (expected,) = torch.autograd.grad(function(p.x.requires_grad_()), p.x)
+    x = p.x.detach()
+    with sk.use_backend("reference"):
+        for transform in ("grad", "vmap of grad", "grad of vmap"):
+            assert_relative_error(TRANSFORMS[transform](function)(x), expected, 1e-12)
+        assert torch.func.hessian(function)(x).isfinite().all()
+
+
+def test_torch_func_of_what_an_op_is_constant_for(kernels):
+    p = gaussian_problem(5, 2)
+    phi = sk.svgd_direction(p.x, p.grad)
+    by_others = torch.func.grad(lambda x: (sk.svgd_direction(p.x, p.grad) * x).sum())
+    by_detached = torch.func.grad(lambda x: (sk.svgd_direction(x.detach(), p.grad) * x).sum())
+    assert torch.equal(by_others(p.x), phi)
+    assert torch.equal(by_detached(p.x), phi)
+    found = torch.func.grad(lambda x: sk.median_bandwidth(x) * x.sum())(p.x)
+    assert_relative_error(found, sk.median_bandwidth(p.x).expand(5, 2), 1e-6)
 
 
 @JIT_WARNING

@@ -82,6 +82,24 @@ def test_batches(kernels, batch, m):
         assert sk.kernel_stein_discrepancy(p.x, p.grad, statistic=statistic).shape == batch
 
 
+@pytest.mark.parametrize("kernels", ["compiled", "reference"], indirect=True)
+def test_meta_tensors_have_the_shapes_alone(kernels):
+    p = gaussian_problem(2, 5, 3)
+    there = type(p)(*(value.to("meta") for value in p))
+    x = there.x.requires_grad_()
+    for op in (*OPS, "kernel_stein_discrepancy"):
+        for options in ({}, {"bandwidth": 2.0}, p.options("weights", "bandwidth")):
+            on_meta = {
+                n: getattr(there, n) if torch.is_tensor(v) else v for n, v in options.items()
+            }
+            found = getattr(sk, op)(x, there.grad, leave_one_out=True, **on_meta)
+            assert found.is_meta
+            assert found.shape == getattr(sk, op)(p.x, p.grad, **options).shape
+            assert torch.autograd.grad(found.sum(), x)[0].shape == p.x.shape
+    assert sk.median_bandwidth(x).shape == (2,)
+    assert sk.rbf_gram(x, there.query).shape == (2, 5, 5)
+
+
 @pytest.mark.parametrize("rule", reference.RULES)
 @pytest.mark.parametrize("m", [0, 1, 2, 3])
 @pytest.mark.parametrize("d", [0, 1, 2])

@@ -42,6 +42,20 @@ def test_nan_in_one_set_of_a_batch_stays_there(kernels, name):
         assert reached.isnan().any()
 
 
+@pytest.mark.parametrize("op", ["svgd_direction", "stein_divergence"])
+def test_particles_of_weight_zero_pad_a_set_where_the_bandwidth_is_given(kernels, op):
+    """A rule counts them: it takes all particles alike."""
+    p = gaussian_problem(20, 7)
+    x, grad = (torch.cat([value, torch.zeros(30, 7)]) for value in (p.x, p.grad))
+    weights = torch.cat([p.weights, torch.zeros(30)])
+    function = getattr(sk, op)
+    h = sk.median_bandwidth(p.x)
+    expected = function(p.x, p.grad, weights=p.weights, bandwidth=h)
+    assert_relative_error(function(x, grad, weights=weights, bandwidth=h)[:20], expected, 1e-5)
+    by_rule = function(x, grad, weights=weights)[:20]
+    assert (by_rule - expected).norm() > 0.1 * expected.norm()
+
+
 def test_nan_in_a_score_reaches_every_target_in_its_feature(kernels):
     p = gaussian_problem(19, 7)
     p.grad[4, 2] = math.nan

@@ -67,6 +67,27 @@ def test_decorator_covers_the_call():
     assert _backends.active_backend() == "auto"
 
 
+@pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "triton", "reference"])
+def test_alone_it_changes_nothing_and_says_so(name):
+    with pytest.warns(RuntimeWarning, match=rf"use_backend\('{name}'\) alone changes.*with use"):
+        use_backend(name)
+    assert _backends.active_backend() == "auto"
+
+
+def test_a_decorated_function_waits_for_its_backend(monkeypatch):
+    """Until it is called: a module of such functions is imported everywhere."""
+    no = _backends.Availability(False, "it is raining")
+    monkeypatch.setitem(_backends.PROBES, "triton", lambda: no)
+
+    @use_backend("triton")
+    def inside() -> None:
+        pytest.fail("entered")
+
+    with pytest.raises(RuntimeError, match=r"'triton'.*it is raining"):
+        inside()
+    assert _backends.active_backend() == "auto"
+
+
 def test_decorator_refuses_what_runs_later():
     async def later():
         return None
