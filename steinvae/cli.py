@@ -7,33 +7,41 @@ command line. The preset is found first, because it changes the defaults that al
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
-
-import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from steinvae.config import Config
 from steinvae.config_tree import from_dict, to_dict
 from steinvae.presets import PRESETS, load_preset
 
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
 SECTIONS = ("data", "model", "method", "optimizer", "trainer", "evaluation")
 
 
 def make_parser(command: str, description: str, defaults: Config) -> ArgumentParser:
-    """A parser of every field of `Config`, refusing unknown keys, with `defaults` as defaults."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    """A parser of every field of `Config`, refusing unknown keys, with `defaults` as defaults.
+
+    A switch may stand alone for true. Errors: ImportError naming the extra.
+    """
+    parser_class = _parser_class()
     program = f"python -m steinvae.{command}"
     usage = (
         f"{program} [--preset NAME] [--config FILE] [--section.field VALUE ...] [--print_config]"
     )
-    parser = ArgumentParser(prog=program, usage=usage, description=description)
+    parser = parser_class(prog=program, usage=usage, description=description)
     parser.add_argument(
         "--config", action="config", help="YAML file with any of the settings below"
     )
     parser.add_class_arguments(Config)
-    parser.set_defaults(_flat(to_dict(defaults)))
+    fields = _flat(to_dict(defaults))
+    parser.set_defaults(fields)
+    for action in parser._actions:
+        if isinstance(fields.get(action.dest), bool):
+            action.nargs, action.const = "?", True
     return parser
 
 
@@ -58,6 +66,35 @@ def build_config(parser: ArgumentParser, values: dict[str, Any]) -> Config:
         _fail(parser, error)
 
 
+def _parser_class() -> type[ArgumentParser]:
+    """jsonargparse's parser, with a word on how to write what was meant."""
+    try:
+        from jsonargparse import ArgumentParser, set_parsing_settings
+    except ImportError as error:
+        raise ImportError(
+            "settings on a command line need jsonargparse, which the extra `train` installs "
+            "(pip install 'stein-kernels[train]')"
+        ) from error
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+    class Parser(ArgumentParser):
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            super().error(message + _hint(message), ex)
+
+    return Parser
+
+
+def _hint(message: str) -> str:
+    """How to write a list, or the name of a section's method, where it was written otherwise."""
+    numbers = re.search(r"Got value: (\d+(?:,\d+)*)$", message, re.MULTILINE)
+    if numbers and "tuple" in message:
+        return f" (write [{numbers[1]}])"
+    section = re.search(r'Parser key "(\w+)":\s+Unable to load config', message)
+    if section and hasattr(getattr(Config(), section[1], None), "name"):
+        return f" (did you mean --{section[1]}.name?)"
+    return ""
+
+
 def _early_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--preset")
@@ -69,6 +106,8 @@ def _early_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _preset_in(path: Path) -> str | None:
+    import yaml
+
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError:

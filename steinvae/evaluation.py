@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,19 @@ import torch
 from steinvae._atomic import write_text
 from steinvae.config import Config
 from steinvae.data import Dataset
-from steinvae.density import Annealing, Finding, Suite, evenly_spaced, measure_all
+from steinvae.density import ESTIMATORS, Annealing, Finding, Suite, evenly_spaced, measure_all
 from steinvae.density.findings import mean_and_error
+from steinvae.density.suite import uncomputable
+from steinvae.evaluated import JSON, head, merge, read_earlier
 from steinvae.labels.results import ESTIMATOR, label_metrics, label_quality, label_table
 from steinvae.labels.task import count_classes
 from steinvae.networks import Networks
-from steinvae.report import append_records, commit, markdown_table, tidy_record, versions
-from steinvae.run import load_data, load_model, measure, nll
+from steinvae.report import commit, markdown_table, tidy_record, versions
+from steinvae.run import MODEL, load_data, load_model, measure, nll
 
-TEXT, JSON, RECORDS = "evaluation.md", "evaluation.json", "evaluation.jsonl"
+TEXT, RECORDS = "evaluation.md", "evaluation.jsonl"
+RESIDUAL = "residual"
+"""The model.network that trainer.precision has a say in here."""
 
 
 def evaluate_reported(run_dir: Path, config: Config) -> dict[str, Any]:
@@ -46,14 +51,50 @@ def evaluate_reported(run_dir: Path, config: Config) -> dict[str, Any]:
 
 def evaluate_all(run_dir: Path, config: Config, options: argparse.Namespace) -> str:
     """Every estimator on the same test images, and the classes of all of them where the run has
-    labels; writes the three files, returns what to print.
+    labels; writes the three files after each, returns what to print.
 
-    `options` are those of the command. Errors: ValueError for an option out of range.
+    What an earlier evaluation found stays where it is of the same parameters and the same test
+    split; a number measured again in the same way is replaced.
+
+    `options` are those of the command; where its `estimators` are None, what cannot be computed is
+    left out. Errors: ValueError for an option out of range, for an estimator that was named and
+    cannot be computed, and for files of another test split.
     """
+    run_dir = Path(run_dir)
+    suite = _suite(config, options)
+    dataset, networks = _load(run_dir, config)
+    own = head(run_dir, config, dataset, networks)
+    kept = read_earlier(run_dir, own)
+    if not kept and (run_dir / JSON).exists():
+        _say(f"{run_dir / JSON} is of other parameters than {MODEL} has, and is replaced")
+    pixels = dataset.test.batch(evenly_spaced(len(dataset.test), options.images))
+    if options.estimators is None:
+        suite, own["left_out"] = _applicable(networks, len(pixels), suite)
+    result, findings, by = own, [], _measured_by(networks)
+    computed = {"precision": config.trainer.precision} if config.model.network == RESIDUAL else {}
+    for finding in measure_all(networks, pixels.to(networks.device), suite):
+        findings.append(replace(finding, settings={**finding.settings, **computed}))
+        _say(f"{finding.estimator}, {finding.theta}: {finding.value:.2f} ({finding.seconds:.1f} s)")
+        own["findings"] = [each.as_dict() | by for each in findings]
+        own["differences"] = paired_differences(findings)
+        result = write_merged(run_dir, config, dataset, networks, own)
+    if networks.labels is not None:
+        started = time.perf_counter()
+        own["labels"] = label_quality(networks, dataset, config)
+        seconds = round(time.perf_counter() - started, 2)
+        own["labels_measured"] = {"evaluation_seed": config.seed, "seconds": seconds} | by
+        result = write_merged(run_dir, config, dataset, networks, own)
+    if options.json:
+        return json.dumps(result, indent=2, allow_nan=False)
+    return summary(config, dataset, result)
+
+
+def _suite(config: Config, options: argparse.Namespace) -> Suite:
     if options.images < 0:
         raise ValueError(f"--images must be 0 (all) or more, got {options.images}")
-    suite = Suite(
-        estimators=options.estimators.split(","),
+    named = options.estimators
+    return Suite(
+        estimators=ESTIMATORS if named is None else named.split(","),
         samples=options.samples,
         annealing=Annealing(temperatures=options.temperatures, chains=options.chains),
         simulated=options.simulated,
@@ -62,57 +103,61 @@ def evaluate_all(run_dir: Path, config: Config, options: argparse.Namespace) -> 
         proposal="diagonal" if config.evaluation.proposal == "diagonal" else "fitted",
         seed=config.seed,
     )
-    dataset, networks = _load(run_dir, config)
-    pixels = dataset.test.batch(evenly_spaced(len(dataset.test), options.images))
-    findings = []
-    for finding in measure_all(networks, pixels.to(networks.device), suite):
-        findings.append(finding)
-        name, seconds = f"{finding.estimator}, {finding.theta}", finding.seconds
-        print(f"{name}: {finding.value:.2f} ({seconds:.1f} s)", file=sys.stderr, flush=True)
-    text = summary(config, dataset, suite, findings)
-    result = as_json(config, dataset, networks, suite, findings)
-    lines = records(config, networks, suite, findings)
-    if networks.labels is not None:
-        started = time.perf_counter()
-        result["labels"] = label_quality(networks, dataset, config)
-        seconds = round(time.perf_counter() - started, 2)
-        text += f"\n\n{label_table([result])}"
-        lines += label_records(config, networks, result["labels"], seconds)
-    write_all(run_dir, text, result, lines)
-    return json.dumps(result, indent=2, allow_nan=False) if options.json else text
 
 
-def summary(config: Config, dataset: Dataset, suite: Suite, findings: Sequence[Finding]) -> str:
+def _applicable(networks: Networks, images: int, suite: Suite) -> tuple[Suite, dict[str, str]]:
+    """The suite without what cannot be computed, and why that cannot."""
+    reasons = uncomputable(networks, images, suite)
+    for name, reason in reasons.items():
+        _say(f"{name} is left out: {reason}")
+    return replace(suite, estimators=[n for n in suite.estimators if n not in reasons]), reasons
+
+
+def write_merged(
+    run_dir: Path, config: Config, dataset: Dataset, networks: Networks, own: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the three files with what they had; returns the content of evaluation.json."""
+    result = merge(read_earlier(run_dir, own), own)
+    lines = records(config, networks, result)
+    write_all(run_dir, summary(config, dataset, result), result, lines)
+    return result
+
+
+def summary(config: Config, dataset: Dataset, result: Mapping[str, Any]) -> str:
     """Markdown: a line an estimator, differences on the same images, then what each rests on."""
-    title = f"# {config.method.name} on {dataset.title}, seed {config.seed}"
+    title = f"# {config.method.name} on {dataset.title}, seed {result['seed']}"
     intro = (
         "NLL in nats an image, lower is better; ± is the standard error over images, which paired "
         "differences on the same images do not carry. A bound is one in expectation over the "
-        f"estimator's own randomness (seed {suite.seed})."
+        "estimator's own randomness, whose seed is beside it. Of the parameters in "
+        f"{MODEL} (SHA-256 {result['model']}) on the test split of SHA-256 {result['test_split']}."
     )
-    header = ("estimator", "theta", "value", "images", "what it bounds", "holds", "s")
+    header = ("estimator", "theta", "value", "images", "with", "what it bounds", "holds", "s")
     rows = [
         (
-            f.estimator if f.metric == "test_nll" else f"{f.estimator} {f.metric}",
-            f.theta,
-            _number(f.value, f.standard_error, f.metric),
-            f.images,
-            f.claim,
-            f.holds,
-            f"{f.seconds:.1f}",
+            f["estimator"] if f["metric"] == "test_nll" else f"{f['estimator']} {f['metric']}",
+            f["theta"],
+            _number(f["value"], f["standard_error"], f["metric"]),
+            f["images"],
+            _with(f),
+            f["bounds"],
+            f["holds"],
+            f"{f['seconds']:.1f}",
         )
-        for f in findings
+        for f in result["findings"]
     ]
     sections = [title, intro, markdown_table(header, rows)]
-    differences = paired_differences(findings)
-    if differences:
+    sections += [f"Left out: {name}, since {why}." for name, why in result["left_out"].items()]
+    if result["differences"]:
         lines = [
-            (d["estimator"], d["theta"], d["minus"], _number(d["value"], d["standard_error"], ""))
-            for d in differences
+            (d["estimator"], d["theta"], d["minus"], d["images"], _with(d), _difference(d))
+            for d in result["differences"]
         ]
-        table = markdown_table(("estimator", "theta", "minus", "nats"), lines)
-        sections += ["## Differences on the same images", table]
-    sections += ["## What each rests on", *(_assumptions(finding) for finding in findings)]
+        header = ("estimator", "theta", "minus", "images", "with", "nats")
+        sections += ["## Differences on the same images", markdown_table(header, lines)]
+    sections += ["## What each rests on", *(_assumptions(each) for each in result["findings"])]
+    if "labels" in result:
+        sections.append(label_table([result]))
     return "\n\n".join(sections)
 
 
@@ -135,77 +180,67 @@ def paired_differences(findings: Sequence[Finding]) -> list[dict[str, Any]]:
                 "minus": other.estimator,
                 "value": value,
                 "standard_error": error,
+                "images": finding.images,
+                "evaluation_seed": finding.seed,
+                "settings": dict(finding.settings),
+                "minus_settings": dict(other.settings),
             }
         )
     return differences
 
 
-def as_json(
-    config: Config, dataset: Dataset, networks: Networks, suite: Suite, findings: Sequence[Finding]
+def records(config: Config, networks: Networks, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One tidy record a finding, then those of labels."""
+    found = [_record_of_finding(config, networks, result, each) for each in result["findings"]]
+    return found + (_label_records(config, networks, result) if "labels" in result else [])
+
+
+def _record_of_finding(
+    config: Config, networks: Networks, result: Mapping[str, Any], finding: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Everything that was found, ready for `json.dumps`."""
-    return {
-        "method": config.method.name,
-        "data_set": dataset.name,
-        "binarization": dataset.binarization,
-        "decoders": networks.theta.particles,
-        "encoder": type(networks.encoder).__name__,
-        "seed": suite.seed,
-        "findings": [finding.as_dict() for finding in findings],
-        "differences": paired_differences(findings),
-        "device": _device(networks),
-        "versions": versions(),
-        "commit": commit(),
-    }
+    own = {name: finding[name] for name in ("evaluation_seed", "theta", "bounds", "holds")}
+    return tidy_record(
+        experiment="evaluation",
+        method=config.method.name,
+        setting=_setting(config, networks, result) | finding["settings"] | own,
+        seed=result["seed"],
+        metric=finding["metric"],
+        value=finding["value"],
+        stderr=finding["standard_error"],
+        n=finding["images"],
+        estimator=finding["estimator"],
+        seconds=finding["seconds"],
+        device=finding["device"],
+    ) | {name: finding[name] for name in ("versions", "commit")}
 
 
-def records(
-    config: Config, networks: Networks, suite: Suite, findings: Sequence[Finding]
-) -> list[dict[str, Any]]:
-    """One tidy record a finding."""
-    shared = {**_setting(config, networks), "evaluation_seed": suite.seed}
-    return [
-        tidy_record(
-            experiment="evaluation",
-            method=config.method.name,
-            setting={**shared, "theta": f.theta, "bounds": f.claim, "holds": f.holds},
-            seed=config.seed,
-            metric=f.metric,
-            value=f.value,
-            stderr=f.standard_error,
-            n=f.images,
-            estimator=f.estimator,
-            seconds=round(f.seconds, 2),
-            device=_device(networks),
-        )
-        for f in findings
-    ]
-
-
-def label_records(
-    config: Config, networks: Networks, found: Mapping[str, Any], seconds: float
+def _label_records(
+    config: Config, networks: Networks, result: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """One tidy record a number of a `label_quality`."""
+    found, measured = result["labels"], result["labels_measured"]
     labels = {name: found[name] for name in ("labelled", "split_seed", "label_decoders")}
+    labels["evaluation_seed"] = measured["evaluation_seed"]
     return [
         tidy_record(
             experiment="evaluation",
             method=config.method.name,
-            setting=_setting(config, networks) | labels,
-            seed=config.seed,
+            setting=_setting(config, networks, result) | labels,
+            seed=result["seed"],
             metric=metric,
             value=value,
             stderr=error,
             n=found["images"],
             estimator=ESTIMATOR,
-            seconds=seconds,
-            device=_device(networks),
+            seconds=measured["seconds"],
+            device=measured["device"],
         )
+        | {name: measured[name] for name in ("versions", "commit")}
         for metric, (value, error) in label_metrics(found).items()
     ]
 
 
-def _setting(config: Config, networks: Networks) -> dict[str, Any]:
+def _setting(config: Config, networks: Networks, result: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "data": config.data.name,
         "binarization": config.data.binarization,
@@ -214,18 +249,18 @@ def _setting(config: Config, networks: Networks) -> dict[str, Any]:
         "encoder": type(networks.encoder).__name__,
         "decoders": networks.theta.particles,
         "steps": config.trainer.max_steps,
+        **{name: result[name] for name in ("model", "test_split")},
     }
 
 
 def write_all(
     run_dir: Path, text: str, result: dict[str, Any], lines: Sequence[dict[str, Any]]
 ) -> None:
-    """Replace the three files of an earlier evaluation."""
-    run_dir = Path(run_dir)
-    write_text(run_dir / TEXT, text + "\n")
+    """Replace the three files of an earlier evaluation, each whole."""
     write_text(run_dir / JSON, json.dumps(result, indent=2, allow_nan=False) + "\n")
-    write_text(run_dir / RECORDS, "")
-    append_records(run_dir / RECORDS, lines)
+    write_text(run_dir / TEXT, text + "\n")
+    text_of_records = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    write_text(run_dir / RECORDS, text_of_records)
 
 
 def _load(run_dir: Path, config: Config) -> tuple[Dataset, Networks]:
@@ -234,11 +269,30 @@ def _load(run_dir: Path, config: Config) -> tuple[Dataset, Networks]:
     return dataset, load_model(run_dir, config, dataset.train.features, classes)
 
 
-def _assumptions(finding: Finding) -> str:
-    numbers = ", ".join(f"{name} {value:.4g}" for name, value in finding.diagnostics.items())
-    lines = [f"**{finding.estimator}**, theta {finding.theta}: {finding.claim} ({numbers})"]
-    lines += [f"- {a.text}: **{a.holds}** ({a.evidence})" for a in finding.assumptions]
+def _measured_by(networks: Networks) -> dict[str, Any]:
+    return {"device": _device(networks), "versions": versions(), "commit": commit()}
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _assumptions(finding: Mapping[str, Any]) -> str:
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in finding["diagnostics"].items())
+    name, theta = finding["estimator"], finding["theta"]
+    lines = [f"**{name}**, theta {theta}, {_with(finding)}: {finding['bounds']} ({numbers})"]
+    lines += [f"- {a['text']}: **{a['holds']}** ({a['evidence']})" for a in finding["assumptions"]]
     return "\n".join(lines)
+
+
+def _with(found: Mapping[str, Any]) -> str:
+    """The seed and the settings of a finding or a difference."""
+    settings = {"seed": found["evaluation_seed"], **found["settings"]}
+    return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def _difference(found: Mapping[str, Any]) -> str:
+    return _number(found["value"], found["standard_error"], "")
 
 
 def _number(value: float, error: float | None, metric: str) -> str:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from steinvae.checkpoint import latest, lock_run_dir
 from steinvae.config import Config
 from steinvae.config_tree import to_dict
+from steinvae.signals import Interrupted
 
 CHANGEABLE = (
     "preset",
     "run_dir",
     "resume",
     "data.root",
+    "data.workers",
     "trainer.max_steps",
     "trainer.tensorboard",
     "trainer.keep_checkpoints",
@@ -28,14 +34,26 @@ CHANGEABLE = (
 """Settings that may differ when a run is continued: none of them changes a step already made."""
 
 
+NOT_IN_A_RESULT = tuple(
+    name
+    for name in CHANGEABLE
+    if name not in ("trainer.max_steps", "evaluation.images", "evaluation.samples")
+)
+"""Settings that may differ where a finished run is taken as it is."""
+
+LOCK = ".lock"
+"""The file that `lock_run_dir` makes."""
+
+
 def choose_run_dir(config: Config) -> Path:
     """The folder of this run; `ValueError` where an explicit one holds a run that would be lost.
 
     By default runs/<preset or data>-<method>-<seed>, with -2, -3 and so on for further runs; resume
-    auto takes the newest of them.
+    auto takes the newest of them that holds a run.
     """
     if config.run_dir is not None:
         run_dir = Path(config.run_dir)
+        refuse_file("run_dir", run_dir)
         if config.resume == "never" and holds_run(run_dir):
             raise ValueError(
                 f"run_dir={run_dir} already holds a run: continue it with --resume auto, "
@@ -44,8 +62,9 @@ def choose_run_dir(config: Config) -> Path:
         return run_dir
     name = f"{config.preset or config.data.name}-{config.method.name}-{config.seed}"
     family = _family(Path("runs"), name)
-    if family and config.resume == "auto":
-        return family[-1][1]
+    begun = [path for _, path in family if holds_run(path)]
+    if begun and config.resume == "auto":
+        return begun[-1]
     if not family:
         return Path("runs") / name
     return Path("runs") / f"{name}-{family[-1][0] + 1}"
@@ -58,16 +77,67 @@ def holds_run(run_dir: Path) -> bool:
     )
 
 
-def check_same(saved: Config, wanted: Config) -> None:
-    """`ValueError` naming the settings in which a resumed run would differ from the saved one."""
+def refuse_file(setting: str, folder: Path) -> None:
+    """`ValueError` where the folder that a setting names is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{setting}={folder} is a file; name a folder")
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """`lock_run_dir`; a folder that this made, and that nothing was written into, goes again."""
+    made = not run_dir.exists()
+    with lock_run_dir(run_dir):
+        try:
+            yield
+        finally:
+            if made and [path.name for path in run_dir.iterdir()] == [LOCK]:
+                (run_dir / LOCK).unlink()
+                run_dir.rmdir()
+
+
+@contextmanager
+def saying_how_to_go_on(run_dir: Path, trained: Path) -> Iterator[None]:
+    """Where a signal ends the block, say what is saved in `trained`, the folder of the run in
+    `run_dir` or of its baseline, and the command that continues."""
+    try:
+        yield
+    except Interrupted as ending:
+        ending.said = True
+        path = latest(trained)
+        step = None if path is None else int(path.name.removeprefix("step-"))
+        saved = " before its first checkpoint" if step is None else f", saved at step {step}"
+        print(
+            f"{ending}{saved}; continue with: "
+            f"python -m steinvae.train --config {run_dir / 'config.yaml'} --run_dir {run_dir} "
+            "--resume auto",
+            file=sys.stderr,
+        )
+        raise
+
+
+def check_same(
+    saved: Config,
+    wanted: Config,
+    but: Sequence[str] = CHANGEABLE,
+    run_dir: Path | None = None,
+) -> None:
+    """`ValueError` naming the settings in which a resumed run would differ from the saved one.
+
+    With the `run_dir` that is resumed, the option that brings the saved settings is named too.
+    """
     before, after = _flat(to_dict(saved)), _flat(to_dict(wanted))
     different = [
         f"{name} is {after[name]!r}, was {before[name]!r}"
         for name in before
-        if name not in CHANGEABLE and before[name] != after[name]
+        if name not in but and before[name] != after[name]
     ]
     if different:
-        raise ValueError(f"resume must keep the settings of the run: {'; '.join(different)}")
+        remedy = "" if run_dir is None else f" (--config {run_dir / 'config.yaml'} brings them)"
+        raise ValueError(
+            f"resume must keep the settings of the run in {run_dir or saved.run_dir}: "
+            f"{'; '.join(different)}{remedy}"
+        )
 
 
 def _family(folder: Path, name: str) -> list[tuple[int, Path]]:

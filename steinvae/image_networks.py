@@ -10,8 +10,8 @@ from steinvae.models.conv import BernoulliConv
 from steinvae.models.mlp import ACTIVATIONS, BernoulliMlp, TanhMlp
 from steinvae.models.residual import GaussianResidual
 from steinvae.recognition import ConcatEncoder, GaussianEncoder, StochasticEncoder, make_encoder
-from steinvae.recognition.conv import make_conv_encoder
-from steinvae.recognition.planes import PLANES_ENCODERS
+from steinvae.recognition.conv import ConvPlaneEncoder, make_conv_encoder
+from steinvae.recognition.planes import PLANES_ENCODERS, NoisePlaneEncoder
 
 
 def make_image_model(shape: ModelConfig, pixels: int) -> GenerativeModel:
@@ -32,7 +32,7 @@ def make_image_encoder(
         *(kind, pixels, shape.hidden, shape.codes, generator, depth),
         noise_hidden=shape.noise_hidden,
     )
-    if isinstance(encoder, ConcatEncoder):
+    if isinstance(encoder, ConcatEncoder | ConvPlaneEncoder):
         encoder.scale = shape.output_scale
     if isinstance(encoder, GaussianEncoder) and isinstance(encoder.trunk, TanhMlp):
         encoder.activation = encoder.trunk.activation = ACTIVATIONS[shape.activation]
@@ -54,4 +54,7 @@ def make_colour_encoder(
 ) -> StochasticEncoder:
     """The encoder called `kind` of colour images."""
     stack = STACK if shape.stack is None else shape.stack
-    return PLANES_ENCODERS[kind](pixels, shape.hidden, shape.codes, generator, stack)
+    encoder = PLANES_ENCODERS[kind](pixels, shape.hidden, shape.codes, generator, stack)
+    if isinstance(encoder, NoisePlaneEncoder):
+        encoder.scale = shape.output_scale
+    return encoder

@@ -22,6 +22,7 @@ from torch import Tensor
 from stein_kernels import median_bandwidth, rbf_gram
 from steinvae.chunks import chunks, numbers_of_a_code
 from steinvae.config import MethodConfig
+from steinvae.gradients import Batch
 from steinvae.networks import Networks
 from steinvae.recognition import StochasticEncoder
 from steinvae.sparse_rows import some_rows
@@ -107,6 +108,7 @@ def direction_stats(
     *,
     bandwidth: str | float,
     factor: float = 1.0,
+    shown: Float[Tensor, "B X"] | None = None,
 ) -> dict[str, Tensor]:
     """Cosine and signal-to-noise of the direction that was used; scalars over all images and codes.
 
@@ -116,15 +118,17 @@ def direction_stats(
     c / sqrt(1 - c^2), as the kernel's scale is free. field_cosine_halves: between the fields of two
     halves of the reference codes; where it is far below 1 the field itself is not known well.
 
-    `factor` is that of the direction's bandwidth rule (`code_bandwidth`).
+    `factor` is that of the direction's bandwidth rule (`code_bandwidth`). The encoder sees `shown`
+    where that is not `pixels`, which decoders explain.
 
     Shapes: score = g and direction = phi at the codes of `noise`.
     """
-    codes, own, _ = exact_score(networks.encoder, pixels, noise)
+    shown = pixels if shown is None else shown
+    codes, own, _ = exact_score(networks.encoder, shown, noise)
     h = bandwidth
     if isinstance(bandwidth, str):
         h = factor * median_bandwidth(codes, rule=bandwidth)
-    reference, of_reference, _ = exact_score(networks.encoder, pixels, reference_noise(noise))
+    reference, of_reference, _ = exact_score(networks.encoder, shown, reference_noise(noise))
     posterior = code_scores(networks.model, networks.theta, reference, pixels)
     pull, known = score - own, posterior - of_reference
     halves = [
@@ -158,28 +162,29 @@ def fold_stats(networks: Networks, pixels: Tensor, noise: Tensor) -> dict[str, T
 
 
 def field_stats(
-    networks: Networks,
-    pixels: Tensor,
-    noise: Tensor,
-    score: Tensor,
-    direction: Tensor,
-    method: MethodConfig,
+    networks: Networks, batch: Batch, score: Tensor, direction: Tensor, method: MethodConfig
 ) -> dict[str, Tensor]:
     """`direction_stats` of the first few images, where the encoder has a density.
 
-    Shapes: pixels (B, X), noise (B or 1, S, d), score and direction (B, S, d).
+    Their posterior has no label in it: labelled images are left out, and where guesses may act
+    nothing is compared. Nor is it where a few images alone have other codes (batch normalisation).
+
+    Shapes: score and direction (B, S, d).
     """
-    if not networks.encoder.injective or noise.shape[1] < 2:
+    encoder, whole = networks.encoder, getattr(networks.encoder, "whole_minibatch", False)
+    labelled = 0 if batch.labels is None else len(batch.labels)
+    count = min(IMAGES, len(score) - labelled)
+    known = encoder.injective and batch.noise.shape[1] >= 2 and not whole
+    if not known or count < 1 or method.guess_above is not None:
         return {}
-    pixels = some_rows(pixels, slice(IMAGES))
-    score, direction = score[:IMAGES], direction[:IMAGES]
-    noise = noise.expand(len(score), -1, -1) if len(noise) == 1 else noise[:IMAGES]
+    part = batch.images(slice(count))
     return direction_stats(
         networks,
-        pixels,
-        noise,
-        score,
-        direction,
+        part.pixels,
+        part.noise.expand(count, -1, -1),
+        score[:count],
+        direction[:count],
         bandwidth=method.bandwidth,
         factor=method.bandwidth_factor,
+        shown=part.shown,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -96,9 +96,32 @@ class Networks:
         return found
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Copy tensors, named and shaped as `tensors()` has them, in place."""
-        for name, own in self.tensors().items():
-            own.copy_(tensors[name])
+        """Copy tensors, named and shaped as `tensors()` has them, in place.
+
+        Errors: ValueError naming what is missing, unexpected or of another shape; nothing is
+        copied then.
+        """
+        own = self.tensors()
+        faults = _misfits(own, tensors)
+        if faults:
+            shown = "; ".join(faults[:_FAULTS_SHOWN])
+            further = len(faults) - _FAULTS_SHOWN
+            raise ValueError(shown + (f"; and {further} more" if further > 0 else ""))
+        for name, each in own.items():
+            each.copy_(tensors[name])
+
+
+_FAULTS_SHOWN = 4
+
+
+def _misfits(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> list[str]:
+    shapes = [
+        f"{name} expected shape {tuple(each.shape)}, got {tuple(got[name].shape)}"
+        for name, each in expected.items()
+        if name in got and each.shape != got[name].shape
+    ]
+    missing = [f"missing {name}" for name in expected if name not in got]
+    return [*shapes, *missing, *(f"unexpected {name}" for name in got if name not in expected)]
 
 
 def start_at_data(networks: Networks, config: Config, dataset: Dataset) -> None:

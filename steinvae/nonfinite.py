@@ -27,7 +27,7 @@ class LeftOut(NamedTuple):
     """Up to the last update."""
 
     longest: int
-    """In a row, since this was read before."""
+    """In a row, since `NonFinite.forget`."""
 
     last: int
     """Index of the last one; -1 where there was none since the run was started or resumed."""
@@ -54,9 +54,11 @@ class NonFinite:
 
     def read(self) -> LeftOut:
         """The counts; waits for the device."""
-        found = LeftOut(*self._counts.tolist())
-        self._counts[2] = found.in_a_row
-        return found
+        return LeftOut(*self._counts.tolist())
+
+    def forget(self) -> None:
+        """Of the updates in a row, keep those that may go on."""
+        self._counts[2] = self._counts[1]
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

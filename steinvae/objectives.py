@@ -267,7 +267,7 @@ def _stein_stats(
     one_kernel = len(networks.kernel_blocks(method)) == 1 and method.kernel == "joint"
     compare = batch.compare and batch.temperature == 1 and one_kernel
     if compare and networks.encoder.kernel_scale(batch.shown) is None:  # the field has neither
-        stats |= field_stats(networks, batch.shown, batch.noise, scores.codes, direction, method)
+        stats |= field_stats(networks, batch, scores.codes, direction, method)
     return stats
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steinvae.data import CountDataset
 from steinvae.density import evenly_spaced
+from steinvae.report import or_null
 
 
 class Perplexity(NamedTuple):
@@ -57,7 +58,11 @@ def text_results(dataset: CountDataset, nll: Float[Tensor, " D"]) -> dict[str, A
     lengths = dataset.test.lengths[chosen]
     of_unigram = unigram_nll(dataset.test.batch(chosen), dataset.train.totals)
     return {
-        "perplexity": perplexity(nll.cpu(), lengths)._asdict(),
-        "perplexity_unigram": perplexity(of_unigram, lengths)._asdict(),
+        "perplexity": _named(perplexity(nll.cpu(), lengths)),
+        "perplexity_unigram": _named(perplexity(of_unigram, lengths)),
         "skipped_lines": dict(dataset.skipped),
     }
+
+
+def _named(found: Perplexity) -> dict[str, float | None]:
+    return found._asdict() | {"per_document_error": or_null(found.per_document_error)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import re
@@ -55,8 +56,23 @@ BOUNDS = {
 }
 """What an estimator is, and what it bounds, by the first word of its name."""
 
+GREY = (
+    "the pixels are grey levels, over which a Bernoulli likelihood does not sum to 1. The numbers "
+    "rank runs on the same images and bound no log-likelihood."
+)
+
 TOPICS_SHOWN = 50
 """Units of a layer in report.md at most; result.json has them all."""
+
+
+def or_null(error: float) -> float | None:
+    """A standard error as JSON has it: of a single value there is none."""
+    return error if math.isfinite(error) else None
+
+
+def with_error(value: float, error: float | None, digits: int) -> str:
+    """`value ± error`, or the value alone where there is no error."""
+    return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def write_result(run_dir: Path, result: Mapping[str, Any]) -> Path:
@@ -226,13 +242,14 @@ def _nll_section(results: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for result in results:
         nll = result["nll"]
-        error = nll["standard_error"]  # null for a single image
-        score = f"{nll['value']:.2f}" + ("" if error is None else f" ± {error:.2f}")
+        score = with_error(nll["value"], nll["standard_error"], 2)
         cost = (f"{result['steps']:,}", f"{result['seconds']:.0f}", f"{result['parameters']:,}")
         rows.append((result["method"], score, nll["estimator"], f"{nll['images']:,}", *cost))
     header = ("method", "NLL (nats/image)", "estimator", "images", "steps", "seconds", "parameters")
     names = dict.fromkeys(str(result["nll"]["estimator"]) for result in results)
     notes = [f"`{name}`: {_describe(name)}." for name in names]
+    if any(result.get("normalised") == "no" for result in results):
+        notes.append("**No density**: " + GREY)
     what = "Test negative log-likelihood, lower is better; ± is the standard error over images."
     return "\n\n".join(["## Negative log-likelihood", what, markdown_table(header, rows), *notes])
 
@@ -243,7 +260,7 @@ def _perplexity_section(results: Sequence[Mapping[str, Any]]) -> str:
     cells = [
         (
             name,
-            f"{found['per_document']:.1f} ± {found['per_document_error']:.1f}",
+            with_error(found["per_document"], found["per_document_error"], 1),
             f"{found['corpus']:.1f}",
             estimator,
         )

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from steinvae._atomic import InUseError
+from steinvae.signals import Interrupted, run_command
 
 DESCRIPTION = "Reproduce a table or a figure: train every cell, keep its records, print the table."
 EXPERIMENTS = (
@@ -44,10 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = arguments.output or Path("docs/results") / f"{name}.jsonl"
     run_dir = arguments.run_dir or Path("runs/reproduce") / name
     document = importlib.import_module("steinvae.experiments.document")
+    before = _size(output)
     try:
         if not arguments.draw:
             experiment.run(arguments.root, arguments.seeds, output, run_dir, **options)
+        elif not before:
+            raise ValueError(f"no records in {output}")
         table = experiment.table(output, arguments.seeds)
+        if not table.strip():
+            seeds = ",".join(map(str, arguments.seeds))
+            raise ValueError(f"no records of seeds {seeds} in {output}")
         if arguments.picture:
             experiment.picture(arguments.picture, run_dir)
         for path in arguments.document:
@@ -57,8 +64,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ImportError, ValueError, InUseError) as error:
         print(f"steinvae.reproduce: {error}", file=sys.stderr)
         return 1
+    except Interrupted as ending:
+        ending.said = True
+        print(f"steinvae.reproduce: {ending}; run the same command to continue", file=sys.stderr)
+        raise
     print(f"\n{table}\n\nrecords: {output}")
+    if not (arguments.draw or "slice_minutes" in options) and _size(output) == before:
+        print(
+            f"nothing was run: all records are in {output}; "
+            "measure your own with --output mine.jsonl"
+        )
     return 0
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
+    return path.stat().st_size if path.exists() else 0
 
 
 def _parse(
@@ -66,15 +87,18 @@ def _parse(
 ) -> tuple[argparse.Namespace, dict[str, object]]:
     """The options that all experiments share, and those of this one which were given."""
     parser = _parser()
-    shared = set(vars(parser.parse_known_args(argv)[0]))
+    shared = {action.dest for action in parser._actions}
     if hasattr(experiment, "add_options"):
         experiment.add_options(parser)
     arguments = parser.parse_args(argv)
     for option, function in (("picture", "picture"), ("summary", "summary")):
         if getattr(arguments, option) and not hasattr(experiment, function):
             parser.error(f"--{option}: {arguments.experiment} has no {function}")
-    own = {name: value for name, value in vars(arguments).items() if name not in shared}
-    return arguments, {name: value for name, value in own.items() if value is not None}
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    own = {name: value for name, value in given.items() if name not in shared}
+    if arguments.draw and own:
+        parser.error(f"--{next(iter(own))}: of what is run, and --draw runs nothing")
+    return arguments, own
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -100,11 +124,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    seeds = tuple(int(part) for part in text.split(","))
+    try:
+        seeds = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        expected = f"expected numbers such as 0,1,2, got {text}"
+        raise argparse.ArgumentTypeError(expected) from error
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"expected different numbers of 0 or more, got {text}")
     return seeds
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("steinvae.reproduce", main))

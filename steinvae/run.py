@@ -6,6 +6,7 @@ run_dir/ config.yaml metrics.{jsonl,csv} throughput.{jsonl,csv} checkpoints/ mod
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,20 +19,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from steinvae._atomic import replacing, write_text
-from steinvae.checkpoint import lock_run_dir
-from steinvae.config import GROUPED, IN_FILES, Config
+from steinvae.config import GROUPED, IN_FILES, Config, MethodConfig
 from steinvae.config_tree import from_dict, to_dict
 from steinvae.data import CountDataset, Dataset, load, step_generator
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
+from steinvae.density.suite import bits
 from steinvae.device import choose_device, use_threads
-from steinvae.folder import check_same, choose_run_dir
+from steinvae.folder import check_same, choose_run_dir, held, saying_how_to_go_on
 from steinvae.image_plan import advice
 from steinvae.labels.results import label_results, write_chosen
 from steinvae.logging import JSONL, MetricsWriter, Progress, tensorboard_writer
 from steinvae.networks import Networks, build_networks
 from steinvae.perplexity import text_results
-from steinvae.plots import save_curves, save_samples
-from steinvae.report import commit, versions, write_report, write_result
+from steinvae.plots import figure_module, save_curves, save_samples
+from steinvae.report import commit, or_null, versions, write_report, write_result
 from steinvae.signals import StopRequest
 from steinvae.topics import topic_results
 from steinvae.trainer import Trainer
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 CONFIG, MODEL, RESULT = "config.yaml", "model.safetensors", "result.json"
 SAMPLES_DRAWN = 64
+SEEN = 16
+"""Test images that show whether pixels are bits."""
 
 
 class SetupError(Exception):
@@ -56,15 +59,17 @@ def run(config: Config, world: World | None = None) -> tuple[Path, list[dict[str
     beside = baseline(config)
     with ExitStack() as stack:
         try:
+            leads = world is None or world.leads
             if config.trainer.tensorboard:
                 tensorboard_writer()  # or it says now what is missing
-            leads = world is None or world.leads
+            if leads:
+                figure_module()
             run_dir = choose_run_dir(config) if leads else Path()
             if world is not None:
                 world.check(config)
                 run_dir = world.agree(run_dir)
             if leads:
-                stack.enter_context(lock_run_dir(run_dir))
+                stack.enter_context(held(run_dir))
             against = advice(config)
             if against is not None:
                 raise ValueError(against)
@@ -75,22 +80,27 @@ def run(config: Config, world: World | None = None) -> tuple[Path, list[dict[str
         except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
             raise SetupError(str(error)) from error
         stop = stack.enter_context(StopRequest())
+        if leads and config.resume == "auto" and not trainer.step:
+            print(f"nothing to resume in {run_dir}: starts at step 0", file=sys.stderr)
         trainers = [each for each in (trainer, second) if each]
         if not leads:
             for each in trainers:
                 follow(each, stop)
             return run_dir, []
-        results = [train(each, stop) for each in trainers]
-        results[0]["baselines"] = results[1:]
-        write_report(run_dir, results[0], results[1:])
-        write_result(run_dir, results[0])
+        results: list[dict[str, Any]] = []
+        for each in trainers:
+            with saying_how_to_go_on(run_dir, each.run_dir):
+                results.append(train(each, stop))
+            results[0]["baselines"] = results[1:]
+            write_report(run_dir, results[0], results[1:])
+            write_result(run_dir, results[0])
     return run_dir, results
 
 
 def prepare(config: Config, dataset: Dataset, run_dir: Path, world: World | None = None) -> Trainer:
     """A trainer in `run_dir`, continuing the run that is there if `resume` says so."""
     if config.resume == "auto" and (run_dir / CONFIG).exists():
-        check_same(read_config(run_dir), config)
+        check_same(read_config(run_dir), config, run_dir=run_dir)
     if world is None:
         trainer = Trainer(config, dataset, run_dir)
     else:
@@ -98,7 +108,7 @@ def prepare(config: Config, dataset: Dataset, run_dir: Path, world: World | None
 
         trainer = ShardedTrainer(config, dataset, run_dir, world)
     if config.resume == "auto":
-        trainer.resume()
+        go_on(trainer)
     if world is not None and not world.leads:
         return trainer
     if trainer.labelled:
@@ -111,17 +121,28 @@ def prepare(config: Config, dataset: Dataset, run_dir: Path, world: World | None
 def prepare_with(networks: Networks, config: Config, dataset: Dataset) -> Trainer:
     """A trainer of networks that the caller has made, in the run folder of `config`.
 
-    `resume` continues them as it does others; settings of `model` and `data` are not looked at.
+    `resume` continues them as it does others, with the same settings alone; of `model` and `data`
+    nothing else is looked at.
     """
     use_threads(config)
     run_dir = choose_run_dir(config)
+    if config.resume == "auto" and (run_dir / CONFIG).exists():
+        check_same(read_config(run_dir), config, run_dir=run_dir)
     trainer = Trainer(config, dataset, run_dir, networks)
     if config.resume == "auto":
-        trainer.resume()
+        go_on(trainer)
     run_dir.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
     write_text(run_dir / CONFIG, text)
     return trainer
+
+
+def go_on(trainer: Trainer) -> None:
+    """Continue from the checkpoint, if any; `ValueError` where it is beyond the last step."""
+    trainer.resume()
+    last = trainer.config.trainer.max_steps
+    if trainer.step > last:
+        raise ValueError(f"run is at step {trainer.step}, beyond trainer.max_steps {last}")
 
 
 def train(trainer: Trainer, stop: StopRequest) -> dict[str, Any]:
@@ -194,6 +215,9 @@ def describe(trainer: Trainer, estimate: Estimate, selected: int) -> dict[str, A
     if isinstance(dataset, CountDataset):
         own |= text_results(dataset, estimate.per_image)
         own["topics"] = topic_results(trainer.networks, dataset)
+    else:
+        seen = evenly_spaced(len(dataset.test), SEEN)
+        own["normalised"] = bits(trainer.networks, dataset.test.batch(seen)).holds
     return {
         "method": method.name,
         **own,
@@ -222,7 +246,7 @@ def nll(estimate: Estimate) -> dict[str, Any]:
     return {
         "estimator": estimate.estimator,
         "value": estimate.value,
-        "standard_error": estimate.standard_error,
+        "standard_error": or_null(estimate.standard_error),
         "images": estimate.images,
     }
 
@@ -232,7 +256,17 @@ def baseline(config: Config) -> Config | None:
     name = config.trainer.baseline
     if name == "none" or name == config.method.name:
         return None
-    return replace(config, method=replace(config.method, name=name))
+    return replace(config, method=replace(config.method, name=name, **_OF_CODES_THAT_MOVE))
+
+
+_OF_CODES_THAT_MOVE: dict[str, Any] = {
+    name: MethodConfig.__dataclass_fields__[name].default
+    for name in (
+        *("move_codes", "normalise_direction", "mass_rate"),
+        *("temperature", "annealing_steps", "entropy_weight"),
+    )
+}
+"""What a VAE is refused, as it is without."""
 
 
 def load_data(config: Config) -> Dataset:
@@ -259,17 +293,24 @@ def save_model(run_dir: Path, networks: Networks) -> None:
 
 
 def load_model(run_dir: Path, config: Config, pixels: int, classes: int | None = None) -> Networks:
-    """The networks of a finished run; `classes` as `build_networks` takes them."""
+    """The networks of a finished run; `classes` as `build_networks` takes them.
+
+    Errors: ValueError where `config` asks for other networks than the run has.
+    """
     path = Path(run_dir) / MODEL
     if not path.exists():
         raise FileNotFoundError(
             f"run_dir={run_dir} holds no {MODEL}: finish the run with "
-            f"python -m steinvae.train --config {Path(run_dir) / CONFIG} --resume auto"
+            f"python -m steinvae.train --config {Path(run_dir) / CONFIG} --run_dir {run_dir} "
+            "--resume auto"
         )
     use_threads(config)
     device = choose_device(config.trainer.device)
     networks = build_networks(config, pixels, device, classes)
-    networks.load(load_file(path))
+    try:
+        networks.load(load_file(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is not of the networks that were asked for: {error}") from error
     return networks
 
 

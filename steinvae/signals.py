@@ -5,9 +5,11 @@ Exit codes are the customary ones.
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 HANDLED = (signal.SIGTERM, signal.SIGINT)
@@ -21,6 +23,50 @@ class Interrupted(SystemExit):
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
         self.number = number
+        self.said = False
+        """Whether the user has been told."""
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.number).name}"
+
+
+def run_command(name: str, main: Callable[[], int]) -> int:
+    """The exit code of `main`; where a signal ends it, one line says so, if nothing has yet.
+
+    Outside a `StopRequest` that is SIGINT alone, also while modules are imported, and it ends the
+    process at once: of an exception at any place libraries make other errors. A module that is not
+    installed is a line too.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del frame
+        with suppress(RuntimeError, OSError):  # where it was being written to
+            sys.stdout.flush()
+        if _speaks():
+            os.write(sys.stderr.fileno(), f"{name}: {Interrupted(number)}\n".encode())
+        os._exit(128 + number)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end)
+    try:
+        return main()
+    except Interrupted as ending:
+        if not ending.said and _speaks():
+            print(f"{name}: {ending}", file=sys.stderr)
+        raise
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("steinvae"):
+            raise
+        needed = (
+            "commands need what the extra `train` installs (pip install 'stein-kernels[train]')"
+        )
+        print(f"{name}: {error}: {needed}", file=sys.stderr)
+        return 1
+
+
+def _speaks() -> bool:
+    """Whether this process is alone, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class StopRequest:

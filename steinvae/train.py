@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from steinvae.cli import parse_config
-from steinvae.config import Config
+from steinvae.signals import run_command
 
 if TYPE_CHECKING:
+    from steinvae.config import Config
     from steinvae.distributed import World
 
 DESCRIPTION = (
@@ -27,18 +27,29 @@ DESCRIPTION = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, and say where the run folder is and what came out; returns the exit code.
 
-    `--plan` is no setting of a run, so it is taken out before settings are parsed.
+    `--plan` is no setting of a run, so it is taken out before settings are parsed. Imports wait
+    until here, so that a signal while they are made ends as at any other time.
     """
+    from steinvae.cli import parse_config
+
     arguments = list(sys.argv[1:] if argv is None else argv)
     planned = "--plan" in arguments
-    config = parse_config("train", DESCRIPTION, [item for item in arguments if item != "--plan"])
+    settings = [item for item in arguments if item != "--plan"]
+    try:
+        config = parse_config("train", DESCRIPTION, settings)
+    except ImportError as error:
+        print(f"steinvae.train: {error}", file=sys.stderr)
+        return 1
     if planned:
+        say_unread(config)
         return plan(config)
     from steinvae.nonfinite import NonFiniteError  # torch: not needed for --help and usage errors
     from steinvae.run import SetupError, run
 
     try:
         with processes(config) as world:
+            if world is None or world.leads:
+                say_unread(config)
             run_dir, results = run(config, world)
     except (SetupError, NonFiniteError, OSError) as error:  # OSError: a full disk, while it trains
         print(f"steinvae.train: {error}", file=sys.stderr)
@@ -48,6 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for result in results:
         print(summary(result))
     return 0
+
+
+def say_unread(config: Config) -> None:
+    """Name the settings, other than the preset's, that the method never reads."""
+    from steinvae.config import Config
+    from steinvae.config.unread import unread_lines
+    from steinvae.presets import PRESETS
+
+    for line in unread_lines(config, PRESETS.get(config.preset or "", Config)()):
+        print(f"steinvae.train: {line}", file=sys.stderr)
 
 
 def plan(config: Config) -> int:
@@ -72,15 +93,19 @@ def processes(config: Config) -> AbstractContextManager[World | None]:
 
 
 def summary(result: dict) -> str:
-    """One line: the method and its test NLL with the estimator's name."""
+    """One line: the method, its test NLL with the estimator's name, and its test error."""
+    from steinvae.report import with_error
+
     nll = result["nll"]
     decoders = f", {result['decoders']} decoders as one mixture" if result["decoders"] > 1 else ""
+    labels = result.get("labels")
+    wrong = f", error {100 * labels['error']:.1f} % of the test labels" if labels else ""
     return (
-        f"{result['method']:>10}: test NLL {nll['value']:.2f} ± {nll['standard_error']:.2f} nats "
-        f"by {nll['estimator']} on {nll['images']} images{decoders} "
+        f"{result['method']:>10}: test NLL {with_error(nll['value'], nll['standard_error'], 2)} "
+        f"nats by {nll['estimator']} on {nll['images']} images{decoders}{wrong} "
         f"({result['steps']} steps, {result['seconds']:.0f} s)"
     )
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("steinvae.train", main))

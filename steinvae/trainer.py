@@ -296,7 +296,7 @@ class Trainer:
         own = self.networks.tensors()
         extra = {n: t for n, t in saved.tensors.items() if n.startswith(("adam.", "best."))}
         saved.require({n: (tuple(t.shape), t.dtype) for n, t in (own | extra).items()})
-        self.networks.load(saved.tensors)
+        self.networks.load({name: saved.tensors[name] for name in own})
         self.optimizer.load(saved.tensors)
         self._best = {
             name.removeprefix("best."): tensor.to(self.device)
@@ -323,6 +323,7 @@ class Trainer:
         Where not, False asks for a rollback; errors: NonFiniteError where the settings end the run.
         """
         found, settings = self._nonfinite.read(), self.config.trainer
+        self._nonfinite.forget()
         before, policy = self.state["skipped"], settings.on_nonfinite
         self.state |= {"skipped": found.total, "skipped_in_a_row": found.in_a_row}
         limit = settings.nonfinite_limit

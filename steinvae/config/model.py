@@ -67,7 +67,7 @@ class ModelConfig:
     """Blocks of the flow encoder; each stretches at most 1.9 times, and far modes need several."""
 
     output_scale: float = 1.0
-    """Factor on the output of the concat encoder: how far codes reach."""
+    """Factor on the output of the concat encoder of any network: how far codes reach."""
 
     input_dropout: float = 0.0
     """Probability that the encoder does not see a pixel in an update; the others are divided by 1

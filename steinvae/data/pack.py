@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from steinvae.signals import run_command
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, pack or verify, say what is there; returns the exit code."""
@@ -29,11 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--{name} must be at least {least}, got {value}")
     from steinvae._manifest import MANIFEST
     from steinvae.data.images.packing import pack
+    from steinvae.folder import refuse_file
     from steinvae.signals import StopRequest
 
     finished = (arguments.out / MANIFEST).exists()
     with StopRequest():
         try:
+            refuse_file("OUT", arguments.out)
             manifest = pack(**vars(arguments))
         except (ValueError, OSError, RuntimeError) as error:
             print(f"steinvae.data.pack: {error}", file=sys.stderr)
@@ -57,4 +61,4 @@ def summary(out: Path, manifest: dict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("steinvae.data.pack", main))

@@ -54,6 +54,12 @@ class Finding:
 
     seconds: float = 0.0
 
+    seed: int = 0
+    """Of the estimator's own draws."""
+
+    settings: Mapping[str, float | str] = field(default_factory=dict)
+    """What else it was measured with, beside its effort and its seed."""
+
     per_image: Tensor | None = field(default=None, repr=False, compare=False)
     """(images,) float64 NLL, for differences on the same images."""
 
@@ -84,6 +90,8 @@ class Finding:
             "assumptions": [vars(assumption) for assumption in self.assumptions],
             "diagnostics": dict(self.diagnostics),
             "seconds": round(self.seconds, 2),
+            "evaluation_seed": self.seed,
+            "settings": dict(self.settings),
         }
 
 

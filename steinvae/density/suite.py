@@ -5,7 +5,7 @@ Shapes: M decoders, B images of X pixels. Units: nats an image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
@@ -25,6 +25,7 @@ from steinvae.density.likelihood import (
     Treatment,
     effective_samples,
     log_mean_exp,
+    noise_dimension,
     over_decoders,
 )
 from steinvae.density.sandwich import Simulator, bdmc
@@ -78,31 +79,45 @@ def measure_all(
 
     All but the sandwich look at the same images; image b's randomness depends on (seed, b) alone.
     With several decoders a bound comes twice, for the mixture and for the average of log p(x | z).
-    Errors: ValueError where an estimator would need d x d matrices of more than MOST_CODES codes.
+    Errors: ValueError, before anything is computed, where one of them is among `uncomputable`.
     """
-    _check_size(networks.encoder.codes, suite)
+    reasons = uncomputable(networks, len(pixels), suite)
+    for name in suite.estimators:
+        if name in reasons:
+            raise ValueError(
+                f"{name} cannot be computed: {reasons[name]}; leave it out of --estimators"
+            )
     for name in ESTIMATORS:
         if name not in suite.estimators:
             continue
         begun = perf_counter()
         found = _TABLE[name](networks, pixels, suite)
         seconds = perf_counter() - begun
-        yield from (replace(each, seconds=seconds / len(found)) for each in found)
+        shared = seconds / len(found)
+        yield from (replace(each, seconds=shared, seed=suite.seed) for each in found)
 
 
-def _check_size(codes: int, suite: Suite) -> None:
-    if codes <= MOST_CODES:
-        return
-    if "iw_g" in suite.estimators and suite.proposal == "fitted":
-        raise ValueError(
-            f"iw_g fits a covariance of {codes:,} x {codes:,}, which is for at most {MOST_CODES:,} "
-            "codes: set evaluation.proposal to diagonal"
-        )
-    if "elbo" in suite.estimators:
-        raise ValueError(
-            f"elbo takes determinants of {codes:,} x {codes:,}, which is for at most "
-            f"{MOST_CODES:,} codes: leave it out of --estimators"
-        )
+def uncomputable(networks: Networks, images: int, suite: Suite) -> dict[str, str]:
+    """Why estimators cannot be computed for these networks on so many images, by their names.
+
+    An estimator would need d x d matrices of more than MOST_CODES codes, a density that the
+    encoder has not, draws that the model does not make, or a second image.
+    """
+    encoder, reasons = networks.encoder, {}
+    codes, noise, kind = encoder.codes, noise_dimension(encoder), type(encoder).__name__
+    most = f"{codes:,} x {codes:,}, which is for at most {MOST_CODES:,} codes"
+    if codes > MOST_CODES and suite.proposal == "fitted":
+        reasons["iw_g"] = f"it fits a covariance of {most} (set evaluation.proposal to diagonal)"
+    if noise != codes:
+        maps = f"{kind} maps {noise:,} noise dimensions to {codes:,} codes"
+        reasons["elbo"] = f"{maps}, which have no density by a Jacobian"
+    elif codes > MOST_CODES:
+        reasons["elbo"] = f"it takes determinants of {most}"
+    if not isinstance(networks.model, Simulator):
+        reasons["bdmc"] = f"images cannot be drawn from {type(networks.model).__name__}"
+    if images < 2:
+        reasons["units"] = "it looks for what varies over images, and there is one"
+    return reasons
 
 
 def _iw_g(networks: Networks, pixels: Tensor, suite: Suite) -> list[Finding]:
@@ -132,7 +147,10 @@ def _iw_g(networks: Networks, pixels: Tensor, suite: Suite) -> list[Finding]:
         ),
     )
     name = f"{PROPOSALS[suite.proposal]}({suite.samples})"
-    make = partial(_nll, name, rests_on, {"effective_samples": median})
+    settings = {"inflation": suite.inflation}
+    if suite.proposal == "fitted":
+        settings["fit_samples"] = suite.fit_samples
+    make = partial(_nll, name, rests_on, {"effective_samples": median}, settings=settings)
     return [make(theta, torch.cat(parts)) for theta, parts in bounds.items()]
 
 
@@ -185,8 +203,6 @@ def _ais(networks: Networks, pixels: Tensor, suite: Suite) -> list[Finding]:
 
 
 def _bdmc(networks: Networks, pixels: Tensor, suite: Suite) -> list[Finding]:
-    if not isinstance(networks.model, Simulator):
-        return []
     settings = replace(suite.annealing, theta="mixture")
     found = bdmc(networks, suite.simulated, settings, seed=suite.seed)
     gap, error = mean_and_error(found.upper - found.lower)
@@ -219,8 +235,6 @@ def _bdmc(networks: Networks, pixels: Tensor, suite: Suite) -> list[Finding]:
 
 
 def _units(networks: Networks, pixels: Tensor, suite: Suite) -> list[Finding]:
-    if len(pixels) < 2:
-        return []
     activity = unit_activity(networks, pixels, seed=suite.seed)
     return [
         Finding(
@@ -272,6 +286,7 @@ def _nll(
     diagnostics: dict[str, float],
     theta: Treatment,
     log_evidence: Float[Tensor, " B"],
+    settings: Mapping[str, float] | None = None,
 ) -> Finding:
     value, error = mean_and_error(-log_evidence)
     return Finding(
@@ -284,5 +299,6 @@ def _nll(
         assumptions=rests_on,
         theta=theta,
         diagnostics=diagnostics,
+        settings=settings or {},
         per_image=-log_evidence,
     )

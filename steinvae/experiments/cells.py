@@ -15,8 +15,9 @@ from steinvae.checkpoint import lock_run_dir
 from steinvae.config import GROUPED, IN_FILES, Config, MethodConfig, ModelConfig
 from steinvae.data import Dataset
 from steinvae.device import use_threads
+from steinvae.folder import NOT_IN_A_RESULT, check_same
 from steinvae.report import append_records, read_records, tidy_record
-from steinvae.run import RESULT, load_data, prepare, train
+from steinvae.run import RESULT, load_data, prepare, read_config, train
 from steinvae.signals import StopRequest
 
 METRIC = "test_nll"
@@ -135,6 +136,8 @@ def run_cells(experiment: str, cells: Sequence[Cell], output: Path, run_dir: Pat
     A cell that was interrupted continues from its checkpoint in `run_dir`.
     """
     dataset: Dataset | None = None
+    written = read(output)
+    announce(len(cells), output, [None for cell in cells if not find(cell, written)])
     with StopRequest() as stop:
         for cell in cells:
             name = f"{cell.row}, seed {cell.config.seed}"
@@ -149,6 +152,20 @@ def run_cells(experiment: str, cells: Sequence[Cell], output: Path, run_dir: Pat
     return [record for cell in cells if (record := find(cell, records))]
 
 
+def announce(cells: int, output: Path, missing: Sequence[float | None]) -> None:
+    """Say before the cells how many have records; `missing` are the others' minutes, if known."""
+    known = [minutes for minutes in missing if minutes is not None]
+    time = ""
+    if known:
+        total = sum(known)
+        length = f"{total:.0f} minutes" if total < 120 else f"{total / 60:.0f} h"
+        each = f" at {known[0]:g} minutes a cell" if len(set(known)) == 1 else ""
+        time = f" (about {length}{each})"
+    there, s = cells - len(missing), "" if cells == 1 else "s"
+    have = f"{there} {'has' if there == 1 else 'have'} records in {output}"
+    print(f"{cells} cell{s}: {have}, {len(missing)} to run{time}", flush=True)
+
+
 def find(cell: Cell, records: Iterable[Record]) -> Record | None:
     """The cell's newest record."""
     return next((each for each in reversed(list(records)) if cell.matches(each)), None)
@@ -158,13 +175,14 @@ def train_cell(cell: Cell, dataset: Dataset, run_dir: Path, stop: StopRequest) -
     """Train a cell in its folder, from its checkpoint if there is one; the content of result.json.
 
     A cell that has finished is not trained again. Errors: InUseError where another process trains
-    it.
+    it; ValueError where the folder holds a cell of other settings.
     """
     folder = cell.folder(run_dir)
     with lock_run_dir(folder):
-        if (folder / RESULT).exists():
-            return json.loads((folder / RESULT).read_text("utf-8"))
         config = replace(cell.config, run_dir=str(folder), resume="auto")
+        if (folder / RESULT).exists():
+            check_same(read_config(folder), config, but=NOT_IN_A_RESULT)
+            return json.loads((folder / RESULT).read_text("utf-8"))
         use_threads(config)
         return train(prepare(config, dataset, folder), stop)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from steinvae.data import Dataset
-from steinvae.experiments.cells import Cell, Record, read, train_cell, with_threads
+from steinvae.experiments.cells import Cell, Record, announce, read, train_cell, with_threads
 from steinvae.experiments.pilot import with_steps
 from steinvae.labels.results import ESTIMATOR, label_metrics
 from steinvae.report import append_records, tidy_record
@@ -39,6 +39,9 @@ def run_labelled(
 ) -> None:
     """Train the cells that have no record in `output`, one after the other, in `folder`."""
     dataset: Dataset | None = None
+    written = read(output)
+    missing = [task.minutes for cell in wanted if not done(cell, task, written)]
+    announce(len(wanted), output, missing)
     for cell in wanted:
         title = f"{cell.row}, split {cell.config.seed}"
         if done(cell, task, read(output)):

@@ -45,16 +45,27 @@ def measure_cells(
     """
     for cell in cells:
         missing = [each for each in suite.estimators if not done(cell, each, suite, images, output)]
-        if not missing and of(cell, read(output), "training"):
+        if not missing and is_trained(cell, output):
             continue
         result = train_cell(cell, dataset, run_dir, stop)
-        if not of(cell, read(output), "training"):
+        if not is_trained(cell, output):
             append_records(output, _of_training(experiment, cell, result, run_dir))
         for estimator in missing:
             append_records(
                 output, _measure(experiment, cell, estimator, suite, images, dataset, run_dir)
             )
             print(f"{cell.row}, seed {cell.config.seed}: {estimator} measured", flush=True)
+
+
+def has_all(cell: Cell, suite: Suite, images: int, output: Path) -> bool:
+    """Whether `measure_cells` finds nothing to do for the cell."""
+    measured = all(done(cell, each, suite, images, output) for each in suite.estimators)
+    return measured and is_trained(cell, output)
+
+
+def is_trained(cell: Cell, output: Path) -> bool:
+    """Whether there are records of the cell's training."""
+    return bool(of(cell, read(output), "training"))
 
 
 def names(estimator: str, suite: Suite) -> tuple[str, ...]:

@@ -29,19 +29,32 @@ def with_steps(cell: Cell, dataset: Dataset, run_dir: Path, minutes: float) -> C
 
     The pilot's result stays in the run folder. Errors: ValueError where it was for other minutes.
     """
+    kept = with_kept_steps(cell, run_dir, minutes)
+    if kept is not None:
+        return kept
     path = cell.folder(run_dir) / PILOT
-    if path.exists():
-        found = json.loads(path.read_text("utf-8"))
-        if found["minutes"] != minutes:
-            raise ValueError(
-                f"{path.parent} was begun with minutes {found['minutes']}, got {minutes}: "
-                "choose another run_dir"
-            )
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found = pilot(cell, dataset, minutes)
-        write_text(path, json.dumps(found, indent=2) + "\n")
-    steps, config = found["steps"], cell.config
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = pilot(cell, dataset, minutes)
+    write_text(path, json.dumps(found, indent=2) + "\n")
+    return _of(cell, found["steps"])
+
+
+def with_kept_steps(cell: Cell, run_dir: Path, minutes: float) -> Cell | None:
+    """`with_steps` where the pilot has run; None where it has not."""
+    path = cell.folder(run_dir) / PILOT
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text("utf-8"))
+    if found["minutes"] != minutes:
+        raise ValueError(
+            f"{path.parent} was begun with minutes {found['minutes']}, got {minutes}: "
+            "choose another run_dir"
+        )
+    return _of(cell, found["steps"])
+
+
+def _of(cell: Cell, steps: int) -> Cell:
+    config = cell.config
     return replace(
         cell,
         config=replace(

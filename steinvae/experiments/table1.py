@@ -13,10 +13,10 @@ from pathlib import Path
 from steinvae.config import Config
 from steinvae.data import Dataset
 from steinvae.density import Annealing, Suite
-from steinvae.experiments.cells import read
+from steinvae.experiments.cells import Cell, announce, read
 from steinvae.experiments.labelled_cells import among
-from steinvae.experiments.measured import measure_cells
-from steinvae.experiments.pilot import with_steps
+from steinvae.experiments.measured import has_all, measure_cells
+from steinvae.experiments.pilot import with_kept_steps, with_steps
 from steinvae.experiments.slices import add_slices, check_positive, time_slice
 from steinvae.experiments.table1_cells import METHODS, cells, dynamic, small
 from steinvae.experiments.table1_draw import draw, efforts, short
@@ -75,14 +75,26 @@ def run(
         )
     chosen = among("methods", methods, tuple(METHODS))
     folder = run_dir / budget
+    timed = None if budget == "small" else minutes or MINUTES
+    wanted = cells(base(budget, root), seeds, chosen)
+    missing = [timed for cell in wanted if not _is_done(cell, folder, timed, output)]
+    announce(len(wanted), output, missing)
+    if not missing:
+        return table(output, seeds)
     dataset: Dataset | None = None
     with time_slice(slice_minutes) as stop:
-        for cell in cells(base(budget, root), seeds, chosen):
+        for cell in wanted:
             dataset = dataset or load_data(cell.config)
-            if budget != "small":
-                cell = with_steps(cell, dataset, folder, minutes or MINUTES)
+            if timed is not None:
+                cell = with_steps(cell, dataset, folder, timed)
             measure_cells(NAME, [cell], SUITE, IMAGES, output, folder, stop, dataset)
     return table(output, seeds)
+
+
+def _is_done(cell: Cell, folder: Path, minutes: float | None, output: Path) -> bool:
+    """Whether the cell has all records, for the steps that its pilot found where it is timed."""
+    known = cell if minutes is None else with_kept_steps(cell, folder, minutes)
+    return known is not None and has_all(known, SUITE, IMAGES, output)
 
 
 def base(budget: str, root: str | None) -> Config:

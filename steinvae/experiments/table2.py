@@ -14,10 +14,11 @@ import torch
 
 from steinvae.data import CountDataset
 from steinvae.density import Annealing, Suite
-from steinvae.experiments.cells import Cell, Record, read, with_threads
-from steinvae.experiments.measured import measure_cells
+from steinvae.experiments.cells import Cell, Record, announce, read, with_threads
+from steinvae.experiments.measured import has_all, measure_cells
+from steinvae.experiments.pilot import with_kept_steps
 from steinvae.experiments.slices import add_slices, check_positive, time_slice
-from steinvae.experiments.table2_cells import CORPORA, ROWS, cells, timed
+from steinvae.experiments.table2_cells import CORPORA, ROWS, cells, minutes_of, timed
 from steinvae.experiments.table2_draw import draw
 from steinvae.perplexity import perplexity, unigram_nll
 from steinvae.report import append_records, tidy_record
@@ -90,13 +91,33 @@ def _run_corpus(
         raise TypeError(f"table2: {corpus} must be documents, got {type(dataset).__name__}")
     if not any(r["method"] == "unigram" and r["setting"]["data"] == corpus for r in read(output)):
         append_records(output, unigram_records(corpus, dataset))
+    missing = [
+        minutes_of(cell, minutes)
+        for cell in wanted
+        if not _is_done(cell, dataset, run_dir, minutes, output)
+    ]
+    announce(len(wanted), output, missing)
     for cell in wanted:
         cell = timed(cell, dataset, run_dir, minutes)
-        own = cell.config.evaluation.proposal == "encoder" or cell.config.method.name == "vae"
-        every = ALL_OWN if own else ALL_FITTED
-        for suite, count in ((every, len(dataset.test)), (ON_SUBSET, SUBSET)):
-            suite = replace(suite, seed=cell.config.seed)
+        for suite, count in _suites(cell, dataset):
             measure_cells(NAME, [cell], suite, count, output, run_dir, stop, dataset)
+
+
+def _is_done(
+    cell: Cell, dataset: CountDataset, run_dir: Path, minutes: float | None, output: Path
+) -> bool:
+    """Whether the cell has all records, for the steps that its pilot found."""
+    known = with_kept_steps(cell, run_dir, minutes_of(cell, minutes))
+    return known is not None and all(has_all(known, *s, output) for s in _suites(cell, dataset))
+
+
+def _suites(cell: Cell, dataset: CountDataset) -> list[tuple[Suite, int]]:
+    """What a cell is measured by, each with its number of documents."""
+    config = cell.config
+    own = config.evaluation.proposal == "encoder" or config.method.name == "vae"
+    every = ALL_OWN if own else ALL_FITTED
+    both = ((every, len(dataset.test)), (ON_SUBSET, SUBSET))
+    return [(replace(suite, seed=config.seed), count) for suite, count in both]
 
 
 def unigram_records(corpus: str, dataset: CountDataset) -> list[Record]:

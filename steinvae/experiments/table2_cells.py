@@ -88,13 +88,15 @@ def _method(name: MethodName, deep: bool) -> MethodConfig:
     return replace(method, name=name, code_particles=codes, importance_samples=1)
 
 
-def timed(cell: Cell, dataset: Dataset, run_dir: Path, minutes: float | None = None) -> Cell:
-    """The cell with the steps of `minutes`, validated and saved ten times on its way.
-
-    By default of those that `CORPORA` gives its decoder.
-    """
+def minutes_of(cell: Cell, minutes: float | None) -> float:
+    """Processor minutes of the cell's run, by default those that `CORPORA` gives its decoder."""
     budget = minutes or CORPORA[cell.config.data.name][ROWS[cell.row].deep]
-    cell = with_steps(cell, dataset, run_dir, budget * LESS.get(cell.row, 1.0))
+    return budget * LESS.get(cell.row, 1.0)
+
+
+def timed(cell: Cell, dataset: Dataset, run_dir: Path, minutes: float | None = None) -> Cell:
+    """The cell with the steps of its `minutes_of`, validated and saved ten times on its way."""
+    cell = with_steps(cell, dataset, run_dir, minutes_of(cell, minutes))
     trainer = cell.config.trainer
     every = max(1, trainer.max_steps // VALIDATIONS)
     trainer = replace(trainer, validate_every=every, checkpoint_every=every)

@@ -71,6 +71,9 @@ class ConvPlaneEncoder(StochasticEncoder):
     linear, so it runs once per image and once per noise; all others run per code.
     """
 
+    scale: float = 1.0
+    """As that of `ConcatEncoder`."""
+
     def __init__(
         self, pixels: int, hidden: Sequence[int], codes: int, generator: torch.Generator
     ) -> None:
@@ -98,7 +101,8 @@ class ConvPlaneEncoder(StochasticEncoder):
         planes = F.leaky_relu(planes.flatten(0, 1), SLOPE)
         for layer in self.layers:
             planes = F.leaky_relu(layer(planes), SLOPE)
-        return self.head(planes.flatten(1)).unflatten(0, (images, samples))
+        codes = self.scale * self.head(planes.flatten(1))
+        return codes.unflatten(0, (images, samples))
 
 
 CONV_ENCODERS: dict[str, type[StochasticEncoder]] = {

@@ -46,6 +46,9 @@ class NoisePlaneEncoder(_Computes, StochasticEncoder):
     In training mode batch normalisation sees all codes of the minibatch.
     """
 
+    scale: float = 1.0
+    """As that of `ConcatEncoder`."""
+
     whole_minibatch = True
     """Not to be cut into chunks of images, which would have statistics of their own."""
 
@@ -73,7 +76,7 @@ class NoisePlaneEncoder(_Computes, StochasticEncoder):
             of_noise = self.down.convolve(planes, slice(COLOURS, None), bias=False)
             both = of_image[:, None] + of_noise.unflatten(0, noise.shape[:2])
             codes = as_codes(self.down(both.flatten(0, 1)), pixels.dtype)
-        return codes.unflatten(0, both.shape[:2])
+        return (self.scale * codes).unflatten(0, both.shape[:2])
 
 
 class PlanesGaussianEncoder(_Computes, GaussianEncoder):

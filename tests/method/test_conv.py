@@ -105,6 +105,23 @@ def test_plane_is_one_convolution_of_two_planes():
         encoder.codes_and_log_density(pixels, noise)
 
 
+def test_output_scale_multiplies_the_codes_of_a_plane():
+    plain, wide = (
+        build_networks(
+            Config(
+                model=ModelConfig(
+                    codes=CODES, hidden=PLANES, network="conv", encoder="concat", output_scale=scale
+                )
+            ),
+            PIXELS,
+            "cpu",
+        ).encoder
+        for scale in (1.0, 4.0)
+    )
+    pixels, noise = torch.rand(3, PIXELS), torch.randn(3, 5, PIXELS)
+    assert torch.equal(4 * plain(pixels, noise), wide(pixels, noise))
+
+
 @pytest.mark.parametrize("name", ["stein_vae", "stein_viwae", "vae"])
 def test_methods_of_the_configuration_get_convolutions(name):
     config = Config(

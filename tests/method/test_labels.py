@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from steinvae import objectives
+from stein_kernels import median_bandwidth, rbf_gram
 from steinvae.config import Config, DataConfig, MethodConfig
 from steinvae.gradients import Batch
 from steinvae.labels.baselines import gaussian
@@ -17,9 +17,10 @@ from steinvae.labels.m2_network import M2
 from steinvae.labels.softmax import SoftmaxLabels
 from steinvae.labels.stein import code_weights
 from steinvae.labels.task import LabelTask, image_scores
+from steinvae.monitor import cosine, exact_score, reference_noise
 from steinvae.objectives import stein_vae, stein_viwae
 from steinvae.pairs import Pairing
-from steinvae.stein import posterior_scores
+from steinvae.stein import code_direction, code_scores, posterior_scores
 from tests.method.labelled import (
     CLASSES,
     CODES,
@@ -272,15 +273,32 @@ def test_unlabelled_update_has_no_trace_of_labels(batch):
     assert not first.labels
 
 
-def test_the_monitor_compares_codes_with_the_field_of_what_was_shown(batch, monkeypatch):
-    seen = []
+@pytest.mark.parametrize("labels", [LABELS, torch.tensor([0, 7, 3, 1, 2])])
+def test_the_monitor_compares_codes_of_what_was_shown_with_the_posterior_of_the_image(
+    batch, labels
+):
+    """Of the images without a label, whose posterior has no label in it."""
+    made, shown = networks("stein_vae"), batch.pixels.flip(0)
+    batch = batch._replace(labels=labels, visible=shown, monitor=True, compare=True)
+    found = update("stein_vae", made, batch).stats
+    rows = min(4, 7 - len(labels))
+    pixels, noise = batch.pixels[:rows], batch.noise[:rows]
+    codes, _, _ = exact_score(made.encoder, shown[:rows], noise)
+    reference, of_reference, _ = exact_score(made.encoder, shown[:rows], reference_noise(noise))
+    score = code_scores(made.model, made.theta, codes, pixels)
+    direction = code_direction(codes, score, bandwidth="liu_wang", leave_one_out=True)
+    known = code_scores(made.model, made.theta, reference, pixels) - of_reference
+    near = rbf_gram(reference, codes, bandwidth=median_bandwidth(codes, rule="liu_wang"))
+    field = near.mT @ known / known.shape[1]
+    torch.testing.assert_close(found["direction_cosine_field"], cosine(direction, field))
+    torch.testing.assert_close(
+        found["direction_snr_field"], field.norm() / (direction - field).norm()
+    )
 
-    def stats(_networks, pixels, *_rest):
-        seen.append(pixels)
-        return {}
 
-    monkeypatch.setattr(objectives, "field_stats", stats)
-    batch = batch._replace(monitor=True, compare=True, visible=batch.pixels.flip(0))
-    update("stein_vae", networks("stein_vae"), batch)
-    (pixels,) = seen
-    assert torch.equal(pixels, batch.pixels.flip(0))
+def test_the_monitor_compares_nothing_where_guesses_act(batch):
+    made, batch = networks("stein_vae"), batch._replace(monitor=True, compare=True)
+    assert "direction_cosine_field" in update("stein_vae", made, batch).stats
+    guessed = update("stein_vae", made, batch, guess_above=0.5).stats
+    assert "stein_discrepancy" in guessed
+    assert not any("direction_" in name or "field_" in name for name in guessed)

@@ -143,3 +143,11 @@ def test_training_logs_what_the_encoder_allows(make_networks, pixels, encoder, k
     compared = stats(monitor=True, compare=True)
     assert set(compared) == (logged | FIELD if known else logged)
     assert all(value.isfinite() for value in compared.values())
+
+
+def test_an_encoder_of_whole_minibatches_is_not_compared_by_a_few_images(make_networks, pixels):
+    """Batch normalisation: those would have other codes, and move the averages."""
+    networks = make_networks()
+    networks.encoder.whole_minibatch = True
+    batch = Batch(pixels, torch.randn(4, 5, 2).double(), monitor=True, compare=True)
+    assert not FIELD & set(stein_vae(networks, batch, MethodConfig(), 40).stats)

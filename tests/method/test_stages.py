@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from steinvae.config import ModelConfig
+from steinvae.image_networks import make_colour_encoder
 from steinvae.models.residual import SPREAD, Decoder, GaussianResidual
 from steinvae.models.stages import Down, Stack, kept_numbers
 from steinvae.pairs import Pairing, pair_gradients
@@ -166,6 +169,24 @@ def test_noise_is_a_fourth_plane():
     torch.testing.assert_close(found.view(15, 2, 2, 3), planes.permute(0, 2, 3, 1))
     shared = made(pixels, noise[:1])
     assert shared.shape == (3, 5, CODES)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_output_scale_multiplies_codes(training):
+    shape = ModelConfig(
+        network="residual", encoder="concat", codes=CODES, hidden=HIDDEN, stack=STACK
+    )
+    plain, wide = (
+        make_colour_encoder(
+            "concat",
+            replace(shape, output_scale=scale),
+            PIXELS,
+            torch.Generator().manual_seed(0),
+        ).train(training)
+        for scale in (1.0, 4.0)
+    )
+    pixels, noise = torch.rand(3, PIXELS), torch.randn(3, 5, SIDE**2)
+    assert torch.equal(4 * plain(pixels, noise), wide(pixels, noise))
 
 
 def test_encoder_computes_again_what_it_does_not_keep():

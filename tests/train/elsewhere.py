@@ -123,7 +123,7 @@ def install() -> None:
     closed_form.NUMBERS_AT_ONCE[NAME] = 2**12  # several blocks
 
 
-def whole(config: Config, estimators: str = "iw_g,elbo,ais,bdmc,units") -> None:
+def whole(config: Config, estimators: str | None = None) -> None:
     """Train, validate, save, continue, test, and evaluate."""
     run_dir, _ = running.run(config)
     further = replace(config.trainer, max_steps=config.trainer.max_steps + 2)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from steinvae.experiments.cells import Cell
+import pytest
+
+from steinvae.experiments.cells import Cell, train_cell
 from steinvae.experiments.mnist_small import cells
 from steinvae.report import read_records
+from steinvae.signals import StopRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,6 +38,22 @@ def test_variants_are_different_cells(tiny):
     made = [Cell("row", tiny(**changes)) for changes in VARIANTS]
     keys = {(cell.config.method.name, str(cell.setting())) for cell in made}
     assert len(keys) == len(VARIANTS)
+
+
+def test_a_finished_cell_does_not_stand_for_another_setting(tiny, digits, tmp_path):
+    """The folder has the row's name: the row may have meant something else when it was made."""
+    cell = Cell("row", tiny(trainer={"max_steps": 2}))
+    with StopRequest() as stop:
+        first = train_cell(cell, digits, tmp_path, stop)
+        assert train_cell(cell, digits, tmp_path, stop) == first
+        for name, changes in (
+            ("optimizer.learning_rate", {"optimizer": {"learning_rate": 0.05}}),
+            ("trainer.max_steps", {"trainer": {"max_steps": 3}}),
+            ("evaluation.samples", {"evaluation": {"samples": 7}}),
+        ):
+            other = Cell("row", tiny(**{"trainer": {"max_steps": 2}} | changes))
+            with pytest.raises(ValueError, match=f"row-0: {name} is"):
+                train_cell(other, digits, tmp_path, stop)
 
 
 def test_committed_records_are_still_found():

@@ -184,6 +184,59 @@ def test_wrong_argument_is_a_usage_error(argv, named, capsys):
     assert len(shown.splitlines()) < 10
 
 
+@pytest.mark.parametrize(
+    ("argv", "meant"),
+    [
+        (["--model.hidden", "200,200"], "(write [200,200])"),
+        (["--model.gamma_shapes", "1"], "(write [1])"),
+        (["--method", "stein_viwae"], "(did you mean --method.name?)"),
+        (["--data", "mnist"], "(did you mean --data.name?)"),
+    ],
+)
+def test_what_was_meant_is_said(argv, meant, capsys):
+    with pytest.raises(SystemExit):
+        parse(*argv)
+    assert capsys.readouterr().err.rstrip().endswith(meant)
+
+
+@pytest.mark.parametrize("switch", [["--trainer.tensorboard"], ["--trainer.tensorboard", "true"]])
+def test_a_switch_may_stand_alone(switch):
+    assert parse(*switch, "--seed", "3").trainer.tensorboard
+    assert parse("--seed", "3", *switch).trainer.tensorboard
+    assert not parse(*switch, "--trainer.tensorboard", "false").trainer.tensorboard
+
+
+@pytest.mark.parametrize("command", ["train", "sample RUN --output x.png", "reproduce table1"])
+def test_a_missing_module_is_named_with_its_extra(command, fresh_python):
+    """The package installed without the extra `train`, but for the parser."""
+    code = f"""
+import runpy, sys
+sys.modules["safetensors"] = sys.modules["yaml"] = None
+sys.argv = {command.split()}
+runpy.run_module("steinvae." + sys.argv[0], run_name="__main__")
+"""
+    done = fresh_python(code)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"steinvae.{command.split()[0]}: ")
+    assert "stein-kernels[train]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_parser_is_named_with_its_extra(fresh_python):
+    """The package installed without the extra `train`."""
+    code = """
+import sys
+sys.modules["jsonargparse"] = None
+from steinvae.train import main
+raise SystemExit(main([]))
+"""
+    done = fresh_python(code)
+    assert done.returncode == 1
+    assert done.stderr.startswith("steinvae.train: settings on a command line need jsonargparse")
+    assert "stein-kernels[train]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("text", ["method:\n  nme: vae\n", "sead: 1\n", "seed: [1\n"])
 def test_wrong_file_is_a_usage_error(text, tmp_path, capsys):
     file = tmp_path / "run.yaml"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from steinvae import evaluate, train
+from steinvae import evaluate, evaluation, train
 from steinvae.config import Config, MethodConfig, ModelConfig
 from steinvae.data import load
 from steinvae.density import Annealing, Suite, measure_all, negative_log_likelihood
@@ -17,20 +21,51 @@ from steinvae.density.findings import NOTHING, UPPER, Assumption, Finding
 from steinvae.evaluation import paired_differences, summary
 from steinvae.networks import Networks, build_networks
 from steinvae.recognition import make_encoder
+from steinvae.recognition.conv import ConvPlaneEncoder
 from steinvae.report import RECORD_KEYS, read_records
+from steinvae.run import load_model, read_config
 
 QUICK = ["--images=6", "--samples=40", "--temperatures=6", "--chains=2", "--simulated=3"]
 SUITE = Suite(samples=40, annealing=Annealing(temperatures=6, chains=2), simulated=3)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     settings = ["--trainer.max_steps=10", "--trainer.device=cpu", "--trainer.baseline=none"]
     small = ["--model.codes=3", "--model.hidden=[9]", "--method.theta_particles=2"]
     effort = ["--evaluation.images=5", "--evaluation.samples=20"]
     assert train.main([*settings, *small, *effort, f"--run_dir={folder}"]) == 0
     return folder
+
+
+@pytest.fixture
+def finished(trained, tmp_path) -> Path:
+    """A run that has not been evaluated."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def evaluated(run_dir: Path, *options: str) -> dict[str, Any]:
+    """evaluation.json after a further evaluation."""
+    assert evaluate.main([str(run_dir), *QUICK, *options]) == 0
+    return json.loads((run_dir / "evaluation.json").read_text())
+
+
+def names(result: dict[str, Any]) -> list[str]:
+    """Estimators of the mixture, in order."""
+    return [each["estimator"] for each in result["findings"] if each["theta"] == "mixture"]
+
+
+def encode_from_planes(monkeypatch) -> None:
+    """From now on runs are loaded with a network whose noise is a plane of 64 numbers."""
+
+    def load(*arguments):
+        networks = load_model(*arguments)
+        draws = torch.Generator().manual_seed(0)
+        networks.encoder = ConvPlaneEncoder(64, (4, 6), 3, draws)
+        return networks
+
+    monkeypatch.setattr(evaluation, "load_model", load)
 
 
 def test_everything_is_printed_and_written(finished, capsys):
@@ -82,6 +117,16 @@ def test_json_is_printed_on_demand_and_repeats(finished, capsys):
         ("--images=-1", "--images must be 0"),
         ("--samples=0", "samples must be at least 1"),
         ("--temperatures=0", "temperatures must be at least 1"),
+        ("--evaluation.samples=20", "after RUN give --samples"),
+        ("--evaluation.images=3", "after RUN give --images"),
+        ("--evaluation.proposal=encoder", "after RUN give --estimators elbo"),
+        ("--model.encoder=gaussian", "--model.encoder gaussian: of what was trained"),
+        ("--model.flow_blocks=2", "--model.flow_blocks 2: of what was trained"),
+        ("--method.theta_particles=5", "--method.theta_particles 5: of what was trained"),
+        ("--data.name=mnist", "--data.name mnist: of what was trained"),
+        ("--trainer.max_steps=99", "--trainer.max_steps 99: does not act on an evaluation"),
+        ("--evaluation.validation_images=3", "does not act on an evaluation"),
+        ("--trainer.precision=tf32", "does not act on the evaluation of model.network mlp"),
     ],
 )
 def test_wrong_option_is_one_line(finished, capsys, option, message):
@@ -89,6 +134,115 @@ def test_wrong_option_is_one_line(finished, capsys, option, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--samples=77", "is for the form RUN; with --run_dir DIR give --evaluation.samples"),
+        ("--images=3", "is for the form RUN; with --run_dir DIR give --evaluation.images"),
+        ("--estimators=ais", "--estimators is for the form RUN\n"),
+        ("--method.theta_particles=5", "of what was trained"),
+    ],
+)
+def test_the_older_form_refuses_what_it_would_not_look_at(finished, capsys, option, message):
+    assert evaluate.main([f"--run_dir={finished}", option]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_settings_that_act_are_taken_by_both_forms(finished, capsys):
+    found = evaluated(finished, "--estimators=iw_g", "--evaluation.inflation=2", "--data.root=any")
+    assert found["findings"][0]["settings"] == {"inflation": 2.0, "fit_samples": 8}
+    capsys.readouterr()
+    again = ["--evaluation.samples=7", "--evaluation.images=3", "--trainer.threads=1"]
+    assert evaluate.main([f"--run_dir={finished}", *again]) == 0
+    nll = json.loads(capsys.readouterr().out)["nll"]
+    assert (nll["estimator"], nll["images"]) == ("iw_g(7)", 3)
+
+
+def test_a_setting_that_the_proposal_leaves_unread_is_refused(finished, capsys):
+    options = ["--evaluation.proposal=diagonal", "--evaluation.fit_samples=9"]
+    assert evaluate.main([str(finished), *options]) == 1
+    assert "does not act with evaluation.proposal diagonal" in capsys.readouterr().err
+
+
+def test_run_is_named_once(finished, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main([str(finished), f"--run_dir={finished}"])
+    assert "name the run once" in capsys.readouterr().err
+
+
+def test_what_was_not_measured_again_stays(finished, capsys):
+    first = evaluated(finished, "--estimators=iw_g,ais")
+    found = evaluated(finished, "--estimators=units")
+    assert names(found) == ["iw_g(40)", "ais(6x2)", "units(64)"]
+    assert found["differences"] == first["differences"]
+    assert len(first["differences"]) == 2
+    assert len(read_records(finished / "evaluation.jsonl")) == len(found["findings"])
+    assert capsys.readouterr().out.endswith((finished / "evaluation.md").read_text())
+    assert len(evaluated(finished, "--estimators=ais", "--chains=3")["findings"]) == 7
+    assert evaluated(finished, "--estimators=ais")["differences"] == first["differences"]
+
+
+def test_another_seed_stands_beside_and_is_told_from_that_of_the_run(finished):
+    evaluated(finished, "--estimators=units,iw_g")
+    found = evaluated(finished, "--estimators=units", "--seed=7")
+    assert names(found) == ["iw_g(40)", "units(64)", "units(64)"]
+    assert found["seed"] == 0
+    assert [each["evaluation_seed"] for each in found["findings"]] == [0, 0, 0, 7]
+    record = read_records(finished / "evaluation.jsonl")[-1]
+    assert (record["seed"], record["setting"]["evaluation_seed"]) == (0, 7)
+    text = (finished / "evaluation.md").read_text()
+    assert ", seed 0\n" in text
+    assert "| seed 7 " in text
+
+
+def test_findings_of_other_parameters_do_not_stay(finished, capsys):
+    evaluated(finished, "--estimators=iw_g")
+    parameters = load_file(finished / "model.safetensors")
+    save_file({**parameters, "theta": parameters["theta"] + 1}, finished / "model.safetensors")
+    capsys.readouterr()
+    assert names(evaluated(finished, "--estimators=units")) == ["units(64)"]
+    assert "is of other parameters" in capsys.readouterr().err
+
+
+def test_findings_of_another_test_split_are_neither_lost_nor_mixed_in(finished, capsys):
+    before = evaluated(finished, "--estimators=units")
+    options = ["--estimators=units", "--data.binarization=none"]
+    assert evaluate.main([str(finished), *QUICK, *options]) == 1
+    assert "is of another test split, digits (fixed)" in capsys.readouterr().err
+    assert json.loads((finished / "evaluation.json").read_text()) == before
+
+
+def test_a_kill_leaves_what_was_done(finished, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite_module, "ais", stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main([str(finished), *QUICK])
+    found = json.loads((finished / "evaluation.json").read_text())
+    assert names(found) == ["iw_g(40)", "elbo(40)", "s_elbo(40)"]
+    assert len(read_records(finished / "evaluation.jsonl")) == 6
+    assert "s_elbo(40)" in (finished / "evaluation.md").read_text()
+    monkeypatch.undo()
+    rest = evaluated(finished, "--estimators=ais,bdmc")
+    assert names(rest) == ["iw_g(40)", "elbo(40)", "s_elbo(40)", "ais(6x2)", "bdmc(6x2)"]
+
+
+def test_what_cannot_be_computed_is_left_out_unless_it_is_named(finished, capsys, monkeypatch):
+    encode_from_planes(monkeypatch)
+    found = evaluated(finished)
+    assert names(found) == ["iw_g(40)", "ais(6x2)", "bdmc(6x2)", "units(64)"]
+    reason = "ConvPlaneEncoder maps 64 noise dimensions to 3 codes"
+    assert reason in found["left_out"]["elbo"]
+    assert f"Left out: elbo, since {reason}" in (finished / "evaluation.md").read_text()
+    assert capsys.readouterr().err.count("elbo is left out") == 1
+    monkeypatch.setattr(suite_module, "importance_weights", lambda *_, **__: pytest.fail("begun"))
+    assert evaluate.main([str(finished), *QUICK, "--estimators=iw_g,elbo"]) == 1
+    assert f"elbo cannot be computed: {reason}" in capsys.readouterr().err
 
 
 def test_run_folder_must_be_named(capsys):
@@ -203,7 +357,29 @@ def test_differences_are_paired_by_image_and_treatment():
     assert (difference["estimator"], difference["minus"]) == ("iw_g(9)", "ais(5x2)")
 
 
+def test_parameters_of_another_shape_or_name_are_refused_whole():
+    """Of one decoder, which would broadcast to two; of a flow, which has all that is Gaussian."""
+    one, two = networks_of("flow"), networks_of("flow", decoders=2)
+    kept = two.theta.flat.clone()
+    with pytest.raises(ValueError, match=r"theta expected shape \(2, \d+\), got \(1, \d+\)"):
+        two.load(one.tensors())
+    assert torch.equal(two.theta.flat, kept)
+    with pytest.raises(ValueError, match="unexpected encoder"):
+        networks_of("gaussian").load(one.tensors())
+    with pytest.raises(ValueError, match="missing encoder"):
+        one.load(networks_of("gaussian").tensors())
+
+
+def test_a_model_file_of_other_networks_is_named(finished):
+    config = read_config(finished)
+    other = replace(config, method=replace(config.method, theta_particles=5))
+    with pytest.raises(ValueError, match=r"model\.safetensors is not of the networks"):
+        load_model(finished, other, 64)
+
+
 def test_worst_verdict_counts():
     assert finding("ais(5x2)", [1.0]).holds == "not shown"
-    text = summary(Config(), load("digits"), SUITE, [finding("ais(5x2)", [1.0])])
+    found = {"findings": [finding("ais(5x2)", [1.0]).as_dict()], "differences": []}
+    found |= {"left_out": {}, "seed": 0, "model": "ab", "test_split": "cd"}
+    text = summary(Config(), load("digits"), found)
     assert "- c: **not shown** (d)" in text

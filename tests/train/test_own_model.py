@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,13 @@ def test_example_of_the_documentation_trains(example):
 def test_run_of_own_networks_is_not_overwritten(example):
     with pytest.raises(ValueError, match="already holds a run"):
         prepare_with(example["networks"], example["config"], example["dataset"])
+
+
+def test_run_of_own_networks_is_continued_with_its_settings_alone(example):
+    config = replace(example["config"], resume="auto")
+    prepare_with(example["networks"], config, example["dataset"])
+    before = Path("runs/own/config.yaml").read_bytes()
+    other = replace(config, optimizer=replace(config.optimizer, learning_rate=1e-2))
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate is 0\.01, was"):
+        prepare_with(example["networks"], other, example["dataset"])
+    assert Path("runs/own/config.yaml").read_bytes() == before

@@ -51,6 +51,7 @@ def small(monkeypatch):
         return replace(cell, config=replace(cell.config, trainer=trainer))
 
     monkeypatch.setattr(table2, "timed", timed)
+    monkeypatch.setattr(table2, "with_kept_steps", lambda c, d, m: timed(c, None, d, m))
 
 
 @pytest.mark.parametrize("corpus", CORPORA)
@@ -65,13 +66,17 @@ def test_cells_differ_in_their_method_alone(corpus):
         assert {c.decoder for c in own} == {"deep_poisson" if deep else "softmax"}
 
 
-def test_records_are_made_once_and_hold_both_perplexities(root, small, tmp_path, monkeypatch):
+def test_records_are_made_once_and_hold_both_perplexities(
+    root, small, tmp_path, monkeypatch, capsys
+):
     output, run_dir = tmp_path / "records.jsonl", tmp_path / "runs"
     arguments = (str(root), (0,), output, run_dir)
     shown = table2.run(*arguments, corpus="20news", row=ROW)
     records = [json.loads(line) for line in output.read_text().splitlines()]
     monkeypatch.setattr(Trainer, "update", lambda *_, **__: pytest.fail("trained again"))
+    assert f"1 cell: 0 have records in {output}, 1 to run" in capsys.readouterr().out
     assert table2.run(*arguments, corpus="20news", row=ROW) == shown
+    assert f"1 cell: 1 has records in {output}, 0 to run" in capsys.readouterr().out
     assert len(output.read_text().splitlines()) == len(records)
 
     config: Config = next(c for c in cells("20news", str(root), (0,)) if c.row == ROW).config

@@ -119,6 +119,10 @@ def test_cells_are_run_once(tmp_path, monkeypatch, capsys, tiny):
     assert {line["experiment"] for line in lines} == {"table4"}
     assert (found["classes"], lines[0]["n"]) == (CLASSES, CLASSES * VAL)
     assert not any("paper" in line for line in lines)
-    capsys.readouterr()
+    time = "(about 0 minutes at 0.0001 minutes a cell)"
+    announced = f"1 cell: 0 have records in {output}, 1 to run {time}\n"
+    assert capsys.readouterr().out.startswith(announced)
     assert table4.run(*arguments, **options) == text
-    assert capsys.readouterr().out.count("already in") == 1
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"1 cell: 1 has records in {output}, 0 to run\n")
+    assert shown.count("already in") == 1

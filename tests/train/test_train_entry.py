@@ -12,6 +12,7 @@ import yaml
 from PIL import Image
 
 from steinvae import evaluate, reproduce, sample, train
+from steinvae.data import pack
 from steinvae.experiments import mnist_small
 from steinvae.experiments.document import insert
 from steinvae.folder import choose_run_dir
@@ -90,6 +91,36 @@ def test_command_says_where_and_what(tmp_path, capsys):
     assert all("iw_g(30) on 10 images" in line for line in lines[1:3])
 
 
+def test_one_test_image_has_no_standard_error(tmp_path, capsys):
+    """That of data.binarization none is none of a density either, and the report says so."""
+    folder = tmp_path / "run"
+    one = ["--trainer.max_steps=3", "--evaluation.images=1", "--data.binarization=none"]
+    assert train.main([*SHORT, *one, f"--run_dir={folder}"]) == 0
+    result = json.loads((folder / "result.json").read_text())
+    assert result["nll"]["standard_error"] is None
+    assert result["normalised"] == "no"
+    assert "±" not in capsys.readouterr().out
+    assert "No density" in (folder / "report.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--method.temperature=50", "--method.annealing_steps=2"],
+        ["--method.normalise_direction=true"],
+        ["--method.mass_rate=0.3", "--model.codes=2"],
+        ["--method.name=stein_viwae", "--method.importance_samples=2", "--method.move_codes=true"],
+        ["--method.name=vae_weighted_decoder", "--method.entropy_weight=0.5"],
+    ],
+)
+def test_the_baseline_is_a_plain_vae_beside_any_method(options, tmp_path):
+    folder = tmp_path / "run"
+    assert train.main([*SHORT, "--trainer.max_steps=2", *options, f"--run_dir={folder}"]) == 0
+    result = json.loads((folder / "result.json").read_text())
+    assert [each["method"] for each in result["baselines"]] == ["vae"]
+    assert "No density" not in (folder / "report.md").read_text("utf-8")
+
+
 @pytest.mark.parametrize("method", ["vae", "iwae"])
 def test_baselines_run_by_themselves(method, tmp_path):
     folder = tmp_path / method
@@ -112,6 +143,7 @@ def test_resume_with_other_settings_names_them(finished, capsys):
     shown = capsys.readouterr().err
     assert "seed is 9, was 0" in shown
     assert "model.codes is 3, was 8" in shown
+    assert f"(--config {finished / 'config.yaml'} brings them)" in shown
 
 
 def test_default_folder_is_new_for_every_run(tiny, tmp_path, monkeypatch):
@@ -123,6 +155,7 @@ def test_default_folder_is_new_for_every_run(tiny, tmp_path, monkeypatch):
         folder = choose_run_dir(config)
         assert folder == Path("runs") / expected
         folder.mkdir(parents=True)
+        (folder / "config.yaml").touch()
     Path("runs/digits-stein_vae-0-notes").mkdir()
     Path("runs/digits-stein_vae-00").mkdir()
     assert choose_run_dir(tiny(resume="auto")) == Path("runs/digits-stein_vae-0-3")
@@ -185,6 +218,38 @@ def test_sample_draws_a_picture(finished, tmp_path):
         assert picture.size[0] == picture.size[1]
 
 
+@pytest.mark.parametrize("suffix", sample.FORMATS)
+def test_sample_writes_every_format_it_names(finished, suffix, tmp_path):
+    output = tmp_path / f"grid{suffix}"
+    assert sample.main([str(finished), f"--output={output}", "--count=4"]) == 0
+    assert output.stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["RUN", "--output=out.txt"], ".png, .jpg"),
+        (["RUN", "--output=out"], ".png, .jpg"),
+        (["--output=out.png"], "RUN"),
+        (["RUN", "--run_dir=RUN", "--output=out.png"], "once"),
+    ],
+)
+def test_sample_names_what_it_takes(arguments, named, capsys):
+    with pytest.raises(SystemExit) as ended:
+        sample.main(arguments)
+    assert ended.value.code == 2
+    assert named in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path, capsys):
+    file = tmp_path / "afile"
+    file.touch()
+    assert train.main([*SHORT, f"--run_dir={file}"]) == 1
+    assert f"run_dir={file} is a file; name a folder" in capsys.readouterr().err
+    assert pack.main([str(tmp_path), str(file)]) == 1
+    assert f"OUT={file} is a file; name a folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [evaluate, sample])
 def test_unfinished_run_is_named(command, tmp_path, capsys):
     extra = ["--output=x.png"] if command is sample else []
@@ -223,12 +288,21 @@ def test_reproduce_runs_each_cell_once(tmp_path, monkeypatch, data_root, capsys)
         "include",
     }
     shown = capsys.readouterr().out
+    assert shown.startswith(f"8 cells: 0 have records in {output}, 8 to run\n")
+    assert "nothing was run" not in shown
     assert "minus VAE" in shown
     assert "iw_g(5) on the same 5 test images" in shown
     output.write_text("\n".join(first.splitlines()[:-1]) + "\n")
     assert reproduce.main(arguments) == 0
-    assert capsys.readouterr().out.count("already in") == 7
+    shown = capsys.readouterr().out
+    assert shown.count("already in") == 7
+    assert shown.startswith(f"8 cells: 7 have records in {output}, 1 to run\n")
+    assert "nothing was run" not in shown
     assert json.loads(output.read_text().splitlines()[-1])["value"] == records[-1]["value"]
+    assert reproduce.main(arguments) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"nothing was run: all records are in {output}; ")
+    assert last.endswith("--output mine.jsonl")
 
 
 def test_reproduce_without_data_says_so(tmp_path, capsys):

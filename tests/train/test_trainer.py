@@ -167,6 +167,14 @@ def test_too_many_nan_gradients_in_a_row_end_the_run_and_lose_nothing(tiny, digi
     assert resumed.state["skipped"] == 0
 
 
+def test_updates_in_a_row_are_seen_whenever_they_end(tiny, digits, tmp_path):
+    """They are over before the next save, and numbers are logged in between."""
+    trainer = Trainer(tiny(trainer={"nonfinite_limit": 4, "log_every": 1}), digits, tmp_path)
+    poison(trainer, {0, 1, 2, 3})
+    with pytest.raises(NonFiniteError, match=r"4 updates in a row"):
+        fit(trainer)
+
+
 def test_early_stopping_counts_validations_without_gain(tiny, digits, tmp_path, monkeypatch):
     config = tiny(trainer={"max_steps": 100, "validate_every": 2, "patience": 3})
     trainer = Trainer(config, digits, tmp_path)
