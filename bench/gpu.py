@@ -106,6 +106,7 @@ def run(todo: list[Phase], out: Path, seconds: float) -> list[Outcome]:
     deadline, outcomes = time.monotonic() + seconds, []
     background: dict[str, Running] = {}
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PATH": SEARCHED}
+    environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the tests ask for determinism
 
     def note(outcome: Outcome) -> None:
         outcomes.append(outcome)

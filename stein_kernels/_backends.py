@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from stein_kernels import _extension
+from stein_kernels import _build, _extension
 
 SHARED_MEMORY = (
     160 * 1024
@@ -65,6 +65,12 @@ def _probe_cuda() -> Availability:
             f"{properties.name} has {properties.shared_memory_per_block_optin // 1024}",
         )
     found = _extension.cuda_status(build=False)
+    if found.module is not None:
+        built = found.module.build_info()["architectures"]
+        capability = (properties.major, properties.minor)
+        if not _build.runs_on(built, capability):
+            device = f"{properties.name} has {capability[0]}.{capability[1]}"
+            return Availability(False, f"it was built for compute capability {built}, {device}")
     return Availability(found.module is not None, found.reason)
 
 

@@ -211,6 +211,10 @@ def cache_directory(csrc: Path, kind: str = "cpu") -> Path:
         root = os.path.join(os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache", "stein_kernels")
     abi = sysconfig.get_config_var("SOABI") or sys.implementation.cache_tag
     digest = _build.source_hash(csrc, kind)
+    if kind == "cuda":  # a build for other devices is another build
+        digest += "-sm" + "".join(
+            each if each.isalnum() else "_" for each in _build.architectures()
+        )
     return Path(root, f"torch{torch.__version__}-{abi}-{digest}").absolute()
 
 

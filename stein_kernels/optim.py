@@ -100,7 +100,7 @@ class SVGDAdam(Optimizer):
             "leave_one_out": leave_one_out,
             "maximize": maximize,
         }
-        self._constants: dict[Any, Tensor] = {}  # hyperparameters, already on the device
+        self._constants: dict[Any, tuple[tuple[float, ...], Tensor]] = {}  # already on the device
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -120,14 +120,14 @@ class SVGDAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        for index, group in enumerate(self.param_groups):
             for param in group["params"]:
                 if param.grad is not None:
-                    self._move(param, check_scores(_OP, "grad", param.grad, param), group)
+                    self._move(param, check_scores(_OP, "grad", param.grad, param), index)
         return loss
 
-    def _move(self, param: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        state = self.state[param]
+    def _move(self, param: Tensor, grad: Tensor, index: int) -> None:
+        group, state = self.param_groups[index], self.state[param]
         wide = accumulation_dtype(param.dtype)
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float64, device=param.device)
@@ -136,7 +136,7 @@ class SVGDAdam(Optimizer):
                     param, dtype=wide, memory_format=torch.contiguous_format
                 )
         state["step"] += 1
-        factors = self._factors(group, state["step"]).to(wide)
+        factors = self._factors(index, state["step"]).to(wide)
         rule, leave_one_out = group["bandwidth"], group["leave_one_out"]
         first, second = (state[name] for name in _MOMENTS)
         sharded = hasattr(param, "device_mesh")
@@ -159,16 +159,17 @@ class SVGDAdam(Optimizer):
             *(h, rule, leave_one_out),
         )
 
-    def _factors(self, group: dict[str, Any], step: Tensor) -> Tensor:
+    def _factors(self, index: int, step: Tensor) -> Tensor:
         """What a step multiplies by, (9,) in float64: see ``_optim_ops``."""
+        group = self.param_groups[index]
         lr, (b1, b2), eps = float(group["lr"]), group["betas"], group["eps"]
         sign = 1.0 if group["maximize"] else -1.0
         values = (lr, 1.0, b1, 1 - b1, b2, 1 - b2, eps, 1 - lr * group["weight_decay"], sign)
-        key = (step.device, values)
-        if key not in self._constants:
-            self._constants.clear()  # a schedule of lr would leave one behind at every step
-            self._constants[key] = torch.tensor(values, dtype=torch.float64, device=step.device)
-        factors = self._constants[key].clone()
+        place = (index, step.device)
+        if place not in self._constants or self._constants[place][0] != values:
+            on_device = torch.tensor(values, dtype=torch.float64, device=step.device)
+            self._constants[place] = (values, on_device)
+        factors = self._constants[place][1].clone()
         factors[0] /= 1 - torch.pow(b1, step)
         factors[1] = (1 - torch.pow(b2, step)).rsqrt()
         return factors

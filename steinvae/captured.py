@@ -47,13 +47,22 @@ class Recorder(Protocol):
         """Where every replay leaves the function's result, and the replay; nothing is run yet."""
         ...
 
+    def forget(self) -> None:
+        """What was captured will not be replayed again."""
+        ...
+
 
 class OnCuda:
     """`torch.cuda.CUDAGraph`. Warms up on a stream beside, as torch asks; captures share a pool,
     since they never run at once."""
 
     def __init__(self) -> None:
-        self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()
+        self.forget()
+
+    def forget(self) -> None:
+        """See `Recorder`. A pool is not joined again after its graphs are gone."""
+        self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, function: Callable[[], _Result]) -> _Result:
         """See `Recorder`."""
@@ -93,6 +102,7 @@ class Graphs:
         """Capture anew: tensors that `compute` changes have been replaced by others."""
         self._plain: Counter[bool] = Counter()
         self._captured: dict[bool, _Captured] = {}
+        self._recorder.forget()
 
     def __call__(self, batch: Batch, number: Tensor) -> Moved:
         """As `compute`; what the last call returned may be overwritten."""

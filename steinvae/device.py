@@ -28,10 +28,12 @@ def use_threads(config: Config) -> None:
 def multiplying(precision: str) -> Iterator[None]:
     """Within, products of float32 matrices as trainer.precision says: tf32 allows TF32, all others
     leave what torch has been told."""
+    if precision != "tf32":
+        yield
+        return
     before = torch.get_float32_matmul_precision()
     try:
-        if precision == "tf32":
-            torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("high")
         yield
     finally:
         torch.set_float32_matmul_precision(before)

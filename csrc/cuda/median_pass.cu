@@ -69,7 +69,7 @@ struct __align__(16) Vector {
 };
 
 template <class T>
-struct Shared {
+struct __align__(16) Shared {
   T features[2][2][kChunk][PairTile<T>::kEdge];  // [stage][rows, columns][feature]
   T list[kList];
   unsigned bins[kBins];

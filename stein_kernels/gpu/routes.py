@@ -83,8 +83,16 @@ def precision_of(flow: str, problem: Problem) -> str:
     """ "ieee" unless torch.set_float32_matmul_precision allows less, or less is as exact."""
     if problem.dtype == torch.float64 or flow in ("small_set", "median"):
         return "ieee"
-    allowed = TENSOR_CORES[torch.get_float32_matmul_precision()]
+    allowed = TENSOR_CORES[_allowed()]
     return "tf32x3" if flow == "long_rows" and allowed == "ieee" else allowed
+
+
+def _allowed() -> str:
+    """What torch has been told, by whichever of its two interfaces."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was told by the other
+        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
 
 
 def choose(op: str, problem: Problem, backends: tuple[str, ...]) -> Route:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from stein_kernels import testing, use_backend
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # poison_empty asks for determinism
 
 
 @pytest.fixture(params=["triton", "cuda"])

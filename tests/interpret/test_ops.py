@@ -68,6 +68,20 @@ def test_value_and_gradients(op, mix, left_out, shape):
         testing.assert_gradients_match(a, w, relative_l2=2e-5, name=name)
 
 
+@pytest.mark.parametrize("allowed", ["highest", "high"])
+def test_nan_stays_nan_on_the_tensor_cores(allowed):
+    """A distance that is NaN is no distance of 0, whose kernel value would be 1."""
+    p = gaussian_problem(1, 70, 20)
+    p.x[0, 3, 5] = float("nan")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(allowed)
+    try:
+        phi = stein_kernels.svgd_direction(p.x, p.grad, bandwidth=2.0)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert phi.isnan().all()
+
+
 @pytest.mark.parametrize("shape", list(FLOWS.values())[1:], ids=list(FLOWS)[1:])
 @pytest.mark.parametrize("query", [False, True])
 def test_gram(shape, query):

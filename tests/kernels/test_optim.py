@@ -148,6 +148,21 @@ def test_state_goes_on_after_a_checkpoint(dtype):
     assert resumed.state[param]["step"].item() == 6
 
 
+def test_groups_keep_their_numbers_on_the_device(monkeypatch):
+    """A number made in Python is a copy from the host, which a CUDA graph cannot hold."""
+    groups = [{"params": [torch.randn(4, 3).requires_grad_()], "lr": lr} for lr in (0.1, 0.2)]
+    optimizer = SVGDAdam(groups)
+
+    def step():
+        for group in groups:
+            group["params"][0].grad = torch.ones(4, 3)
+        optimizer.step()
+
+    step()
+    monkeypatch.setattr(torch, "tensor", lambda *args, **kwargs: pytest.fail("a copy"))
+    step()
+
+
 def test_a_schedule_and_a_copy():
     param = particles()
     optimizer = SVGDAdam([param], lr=0.1)

@@ -143,3 +143,16 @@ def test_plain_tf32_is_never_a_default():
         problem = routes.Problem(b, m, m, d, torch.float32, query=False)
         for op in routes._POSITIONS:
             assert routes.choose(op, problem, ("triton",)).precision in ("ieee", "tf32x3")
+
+
+@pytest.mark.parametrize(("told", "expected"), [("tf32", "tf32x3"), ("ieee", "ieee")])
+def test_precision_may_be_told_by_either_interface(fresh_python, told, expected):
+    """After torch's newer one, the older one raises where it is asked."""
+    code = f"""
+import torch
+from stein_kernels.gpu.routes import Problem, precision_of
+torch.backends.cuda.matmul.fp32_precision = {told!r}
+print(precision_of("packed", Problem(1, 300, 300, 50, torch.float32, False)))
+"""
+    done = fresh_python(code)
+    assert done.stdout.strip() == expected, done.stderr

@@ -249,3 +249,31 @@ def test_import_of_the_package_does_not_load_the_extension(fresh_python):
     )
     assert done.returncode == 0, done.stderr
     assert stein_kernels.__version__
+
+
+@pytest.mark.parametrize(
+    ("built", "capability", "runs"),
+    [
+        ("8.0;9.0;10.0+PTX", (9, 0), True),
+        ("8.0;9.0;10.0+PTX", (8, 6), True),
+        ("8.0;9.0;10.0+PTX", (12, 0), True),
+        ("8.0;9.0;10.0+PTX", (7, 5), False),
+        ("8.0", (9, 0), False),
+        ("8.6", (8, 0), False),
+        ("8.0+PTX", (9, 0), True),
+        ("9.0a", (9, 0), True),
+        ("10.0a", (10, 3), False),
+        ("8.0 9.0", (9, 0), True),
+        ("Hopper", (9, 0), True),
+    ],
+)
+def test_a_build_for_other_devices_is_not_used(built, capability, runs):
+    assert _build.runs_on(built, capability) is runs
+
+
+def test_cuda_cache_is_keyed_by_architectures(toy, monkeypatch):
+    folders = set()
+    for named in ("8.0", "9.0", "8.0;9.0+PTX"):
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", named)
+        folders.add(_extension.cache_directory(toy, "cuda"))
+    assert len(folders) == 3
