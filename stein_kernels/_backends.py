@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from stein_kernels import _build, _extension
+from stein_kernels import _extension
 
 SHARED_MEMORY = (
     160 * 1024
@@ -68,7 +68,7 @@ def _probe_cuda() -> Availability:
     if found.module is not None:
         built = found.module.build_info()["architectures"]
         capability = (properties.major, properties.minor)
-        if not _build.runs_on(built, capability):
+        if not _extension.runs_on(built, capability):
             device = f"{properties.name} has {capability[0]}.{capability[1]}"
             return Availability(False, f"it was built for compute capability {built}, {device}")
     return Availability(found.module is not None, found.reason)

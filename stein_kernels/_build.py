@@ -84,22 +84,6 @@ def architectures() -> str:
     return os.environ.get("TORCH_CUDA_ARCH_LIST") or CUDA_ARCHITECTURES
 
 
-def runs_on(built: str, capability: tuple[int, int]) -> bool:
-    """Whether code of these architectures runs on a device: the same major version and no newer a
-    minor one, or PTX of an older device. Names that are no numbers are taken to fit."""
-    for name in built.replace(";", " ").split():
-        number, ptx = name.removesuffix("+PTX"), name.endswith("+PTX")
-        exact = number.endswith(("a", "f"))
-        try:
-            major, minor = (int(part) for part in number.rstrip("af").split("."))
-        except ValueError:
-            return True
-        older = (major, minor) <= capability and (ptx or major == capability[0])
-        if (major, minor) == capability or (older and not exact):
-            return True
-    return False
-
-
 def cuda_home() -> Path | None:
     """A CUDA toolkit with its compiler and headers: $CUDA_HOME, the one on the PATH, or the usual.
 

@@ -201,6 +201,22 @@ def _cached_or_built(why: str, kind: str = "cpu", build: bool = True) -> Extensi
     return Extension(_import_library(library, kind), origin, f"built on first use: {library}")
 
 
+def runs_on(built: str, capability: tuple[int, int]) -> bool:
+    """Whether code of these architectures runs on a device: the same major version and no newer a
+    minor one, or PTX of an older device. Names that are no numbers are taken to fit."""
+    for name in built.replace(";", " ").split():
+        number, ptx = name.removesuffix("+PTX"), name.endswith("+PTX")
+        exact = number.endswith(("a", "f"))
+        try:
+            major, minor = (int(part) for part in number.rstrip("af").split("."))
+        except ValueError:
+            return True
+        older = (major, minor) <= capability and (ptx or major == capability[0])
+        if (major, minor) == capability or (older and not exact):
+            return True
+    return False
+
+
 def cache_directory(csrc: Path, kind: str = "cpu") -> Path:
     """Where the build of these sources for this torch and this Python lives."""
     root = os.environ.get("STEIN_KERNELS_CACHE")

@@ -168,8 +168,8 @@ def squared_distances(rows, columns, at, SHAPE: tl.constexpr):
             column_norm += tl.sum(right * right, 0)
             rows += STEP * row_ld
             columns += STEP * column_ld
-        r2 = row_norm[:, None] + column_norm[None, :] - 2 * inner
-        r2 = tl.where(r2 < 0, 0.0, r2)  # tl.maximum would make 0 of NaN, and k = 1
+        r2 = row_norm[:, None] + column_norm[None, :] - 2 * inner  # NaN has to stay NaN
+        r2 = tl.maximum(r2, 0.0, propagate_nan=tl.PropagateNan.ALL)
     return r2
 
 

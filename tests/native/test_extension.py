@@ -268,7 +268,7 @@ def test_import_of_the_package_does_not_load_the_extension(fresh_python):
     ],
 )
 def test_a_build_for_other_devices_is_not_used(built, capability, runs):
-    assert _build.runs_on(built, capability) is runs
+    assert _extension.runs_on(built, capability) is runs
 
 
 def test_cuda_cache_is_keyed_by_architectures(toy, monkeypatch):

@@ -33,17 +33,30 @@ def test_unavailable_backend_is_refused_on_entry(name, monkeypatch):
     assert _backends.active_backend() == "auto"
 
 
-@pytest.mark.parametrize(("kilobytes", "fits"), [(99, False), (163, True), (227, True)])
-def test_cuda_kernels_ask_for_the_shared_memory_of_a_data_centre_gpu(monkeypatch, kilobytes, fits):
-    device = SimpleNamespace(name="GPU", shared_memory_per_block_optin=kilobytes * 1024)
-    there = _extension.Extension(torch, "installed", "installed")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("kilobytes", "built", "refused"),
+    [
+        (99, "9.0", "160 KB of shared memory in a block, GPU has 99"),
+        (163, "8.0;9.0", None),
+        (227, "9.0a", None),
+        (227, "8.0;10.0+PTX", "it was built for compute capability 8.0;10.0+PTX, GPU has 9.0"),
+    ],
+)
+def test_cuda_kernels_ask_for_a_data_centre_gpu_that_they_were_built_for(
+    monkeypatch, kilobytes, built, refused
+):
+    device = SimpleNamespace(
+        name="GPU", major=9, minor=0, shared_memory_per_block_optin=kilobytes * 1024
+    )
+    library = SimpleNamespace(build_info=lambda: {"architectures": built})
+    there = _extension.Extension(library, "installed", "installed")  # type: ignore[arg-type]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: device)
     monkeypatch.setattr(_extension, "cuda_status", lambda build: there)
     available, reason = _backends.availability("cuda")
-    assert available == fits
-    assert fits or "160 KB of shared memory in a block, GPU has 99" in reason
+    assert available == (refused is None)
+    assert available or refused in reason
 
 
 def test_blocks_nest_and_end_with_an_exception():
