@@ -206,7 +206,7 @@ def runs_on(built: str, capability: tuple[int, int]) -> bool:
     minor one, or PTX of an older device. Names that are no numbers are taken to fit."""
     for name in built.replace(";", " ").split():
         number, ptx = name.removesuffix("+PTX"), name.endswith("+PTX")
-        exact = number.endswith(("a", "f"))
+        exact = number.endswith("a")  # "f" is of a family: all of its major version from here on
         try:
             major, minor = (int(part) for part in number.rstrip("af").split("."))
         except ValueError:

@@ -263,6 +263,7 @@ def test_import_of_the_package_does_not_load_the_extension(fresh_python):
         ("8.0+PTX", (9, 0), True),
         ("9.0a", (9, 0), True),
         ("10.0a", (10, 3), False),
+        ("10.0f", (10, 3), True),
         ("8.0 9.0", (9, 0), True),
         ("Hopper", (9, 0), True),
     ],
