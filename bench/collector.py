@@ -12,13 +12,24 @@ Key = tuple[str, str, Shape, int, str]  # experiment, method, shape, threads, me
 
 
 class Collector:
+    """What a session measured; an experiment of which a part failed is left out."""
+
     def __init__(self) -> None:
         self._values: dict[Key, list[float]] = {}
+        self._modules: dict[str, set[str]] = {}
+        self._failed: set[str] = set()
+        self.module = ""
+        """Whose tests are running."""
+
+    def fail(self) -> None:
+        """A test of `module` did not pass: numbers of code that fails are worth nothing."""
+        self._failed.add(self.module)
 
     def add(
         self, experiment: str, method: str, shape: Shape, threads: int, metric: str, value: float
     ) -> None:
         self._values.setdefault((experiment, method, shape, threads, metric), []).append(value)
+        self._modules.setdefault(experiment, set()).add(self.module)
 
     def add_times(
         self, experiment: str, method: str, shape: Shape, threads: int, seconds: list[float]
@@ -40,7 +51,11 @@ class Collector:
         }
 
     def records(self) -> list[Record]:
-        return [_record(key, values) for key, values in self._values.items()]
+        return [
+            _record(key, values)
+            for key, values in self._values.items()
+            if not self._modules[key[0]] & self._failed
+        ]
 
 
 def _record(key: Key, values: list[float]) -> Record:

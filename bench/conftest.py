@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -70,6 +70,20 @@ def collector(request: pytest.FixtureRequest) -> Collector:
     return request.config.stash[_collector]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.config.stash[_collector].module = item.nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.config.stash[_collector].fail()
+    return report
+
+
 @pytest.fixture(scope="session")
 def workbench() -> Workbench:
     return Workbench()
@@ -105,10 +119,10 @@ def measure(benchmark, collector: Collector, workbench: Workbench) -> Callable[.
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Keep the records of a run without failures; fail the run where a target is missed."""
+    """Keep the records of experiments without failures; fail the run where a target is missed."""
     config = session.config
-    if exitstatus != pytest.ExitCode.OK:
-        return  # numbers of code that fails are worth nothing
+    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return
     measured = config.stash[_collector].records()
     path = config.getoption("--bench-records")
     # a selection by -k would take the place of its experiments' other records

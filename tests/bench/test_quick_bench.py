@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench import records
 
 ROOT = Path(__file__).resolve().parents[2]
+PYTEST = (sys.executable, "-m", "pytest")
 
 
-def quick(tmp_path: Path, *arguments: str) -> tuple[subprocess.CompletedProcess, Path]:
+def quick(
+    tmp_path: Path, *arguments: str, start: Sequence[str] = PYTEST
+) -> tuple[subprocess.CompletedProcess, Path]:
     path = tmp_path / "quick.jsonl"
-    command = [sys.executable, "-m", "pytest", "bench", "--benchmark-only", "--bench-quick", "-q"]
+    command = [*start, "bench", "--benchmark-only", "--bench-quick", "-q"]
     command += ["-p", "no:cacheprovider", "--bench-records", str(path), *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True), path
 
@@ -35,7 +39,30 @@ def test_quick_run_checks_its_bounds_and_keeps_records(tmp_path):
     assert all(r["value"] > 0 for r in times)
 
 
-def test_a_failing_benchmark_keeps_no_records(tmp_path):
-    done, path = quick(tmp_path, "-k", "rbf_gram and 8x20x8", "-o", "usefixtures=no_such_fixture")
-    assert done.returncode == 1
-    assert not path.exists()
+def test_a_training_step_is_measured_against_its_rivals(tmp_path):
+    """Whether its speed is enough, a full run says."""
+    done, path = quick(tmp_path, "-k", "train_step")
+    assert "1 passed" in done.stdout, done.stdout[-4000:]
+    assert {r["method"] for r in records.read(path)} == {"ours", "naive", "products", "iwae"}
+    assert {r["metric"] for r in records.read(path)} == {"cpu_seconds", "stein_share"}
+
+
+FAILING = """
+import sys
+import pytest
+
+class Fails:
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_teardown(self, item):
+        assert "test_memory" not in item.nodeid
+
+sys.exit(pytest.main(sys.argv[1:], plugins=[Fails()]))
+"""
+
+
+def test_an_experiment_that_fails_keeps_no_records(tmp_path):
+    chosen = "8x20x8 and ours and (rbf_gram or memory)"
+    start = [sys.executable, "-c", FAILING]
+    done, path = quick(tmp_path, "-k", chosen, start=start)
+    assert done.returncode == 1, done.stdout[-4000:]
+    assert {record["experiment"] for record in records.read(path)} == {"rbf_gram"}
