@@ -23,6 +23,7 @@ from bench.products import make_products
 from bench.shapes import QUICK_THREADS, SEED, THREADS, Shape
 from steinvae import gradients, objectives, pairs
 from steinvae.config import Config, MethodConfig, ModelConfig
+from steinvae.device import keep_freed_memory
 from steinvae.gradients import Batch
 from steinvae.networks import Networks, build_networks
 from steinvae.optimizer import Optimizer
@@ -142,6 +143,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_train_step(benchmark, collector, setting, count):
     set_threads(count)
+    keep_freed_memory()  # as training does; the rivals have it too
     name = "stein_viwae" if setting.group > 1 else "stein_vae"
     shape, spent, shares = Shape(IMAGES, setting.samples, CODES), [0.0], []
     steps = {"ours": make_step(name, setting), "naive": make_step(name, setting, naive=True)}

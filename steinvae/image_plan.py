@@ -63,13 +63,11 @@ def make_image_plan(config: Config) -> Plan:
         flops=3 * 2 * images * pairs * _products(config, stack),
         images_at_once=together,
         decoding_bytes=decoding,
-        kept_bytes=0,
         encoder_images_at_once=images,
         encoder_bytes=wide * rows * kept + BYTES * images * samples * noise,
         density_bytes=0,
         code_bytes=BYTES * images * samples * model.codes,
         decoder_bytes=BYTES * method.decoders * decoder,
-        moved_bytes=2 * BYTES * method.decoders * decoder,
         state_bytes=BYTES * STATE_COPIES * (method.decoders * decoder + encoder + labels),
     )
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 from math import prod
 
 from steinvae.chunks import CODES_AT_ONCE
-from steinvae.config import COUNTS, Config, MethodConfig, ModelConfig
+from steinvae.config import COUNTS, Config, ModelConfig
 from steinvae.layered_recognition import CONTEXT
 from steinvae.models.closed_form import NUMBERS_AT_ONCE
 from steinvae.models.conv import KERNEL, BernoulliConv, coarsest
@@ -66,9 +66,6 @@ class Plan:
     decoding_bytes: int
     """Activations of one chunk and their gradient."""
 
-    kept_bytes: int
-    """Of these, buffers that stay from update to update (on a CPU, behind dense layers)."""
-
     encoder_images_at_once: int
     """Images whose activations the encoder keeps; fewer than all are drawn a second time."""
 
@@ -84,9 +81,6 @@ class Plan:
     decoder_bytes: int
     """One array of all decoders' parameters."""
 
-    moved_bytes: int
-    """Scores and directions of all decoders; of a baseline their gradients."""
-
     state_bytes: int
     """Decoders and encoder with Adam's moments and the best copy, for the whole run."""
 
@@ -96,11 +90,10 @@ class Plan:
         scores and directions of decoders and codes.
         """
         density = self.density_bytes + _DRAWN_COPIES * self.code_bytes
-        passing = self.decoding_bytes - self.kept_bytes
-        decoding = passing + self.decoder_bytes + _DRAWN_COPIES * self.code_bytes
-        moved = self.moved_bytes + BYTES * self.encoder_parameters
+        decoding = self.decoding_bytes + self.decoder_bytes + _DRAWN_COPIES * self.code_bytes
+        moved = 2 * self.decoder_bytes + BYTES * self.encoder_parameters
         directions = moved + _CODE_COPIES * self.code_bytes
-        return self.encoder_bytes + self.kept_bytes + max(density, decoding, directions)
+        return self.encoder_bytes + max(density, decoding, directions)
 
     @property
     def total_bytes(self) -> int:
@@ -117,7 +110,7 @@ class Plan:
             ("images decoded at once", f"{self.images_at_once:,}"),
             ("memory: parameters, Adam, best", _size(self.state_bytes)),
             ("memory: decoding", _size(self.decoding_bytes)),
-            ("memory: scores, directions", _size(self.moved_bytes)),
+            ("memory: scores, directions", _size(2 * self.decoder_bytes)),
             ("memory: encoder", _size(self.encoder_bytes)),
             ("memory: an update", _size(self.step_bytes)),
             ("memory: in all, about", _size(self.total_bytes)),
@@ -154,7 +147,6 @@ def make_plan(config: Config) -> Plan:
     of_image = _kept_of_image(kind, model, pixels, samples, tangents)
     exact = method.name == "stein_viwae" and method.log_q == "jac" and kind == "flow"
     parameters = method.decoders * shape.parameters + encoder
-    arrays = 2 if method.is_stein else shape.gradients
     validation = config.evaluation.validation_images * config.evaluation.validation_samples
     return Plan(
         decoders=method.decoders,
@@ -167,13 +159,11 @@ def make_plan(config: Config) -> Plan:
         flops=3 * 2 * passes * shape.products,
         images_at_once=at_once,
         decoding_bytes=BYTES * shape.activations(at_once, pairs),
-        kept_bytes=BYTES * shape.buffers(at_once, pairs),
         encoder_images_at_once=drawn_at_once,
         encoder_bytes=BYTES * drawn_at_once * of_image,
         density_bytes=BYTES * _tangents(model, images * samples) if exact else 0,
         code_bytes=BYTES * images * samples * model.codes,
         decoder_bytes=BYTES * method.decoders * shape.parameters,
-        moved_bytes=arrays * BYTES * method.decoders * shape.parameters,
         state_bytes=BYTES * STATE_COPIES * parameters,
     )
 
@@ -191,12 +181,6 @@ class _DecoderShape:
 
     activations: Callable[[int, int], int]
     """Images of a chunk, and pairs of each -> numbers that decoding them holds."""
-
-    buffers: Callable[[int, int], int] = lambda images, pairs: 0
-    """Those of them that stay from update to update."""
-
-    gradients: int = 2
-    """Arrays of a baseline's gradients in the parameters: autograd's and ours."""
 
 
 def _decoder_shape(config: Config, pixels: int) -> _DecoderShape:
@@ -224,18 +208,9 @@ def _decoder_shape(config: Config, pixels: int) -> _DecoderShape:
     products = sum(a * b for a, b in pairwise(widths))
     if counts:
         return _DecoderShape(parameters, products, pixels, lambda n, each: _graph(widths, n * each))
-
-    weighted = _weighs_pairs(config.method)
-
-    def buffers(images: int, pairs: int) -> int:
-        return _block(widths, images * pairs, weighted)
-
-    def activations(images: int, pairs: int) -> int:
-        """With a pair's gradient in its code, as it was dealt and as it is collected, and its
-        log-likelihood, weight and ratio."""
-        return images * pairs * (2 * model.codes + 3) + buffers(images, pairs)
-
-    return _DecoderShape(parameters, products, model.codes, activations, buffers, 1)
+    return _DecoderShape(
+        parameters, products, model.codes, lambda n, each: _closed_form(widths, n * each)
+    )
 
 
 def _graph(widths: Sequence[int], pairs: int) -> int:
@@ -256,19 +231,13 @@ def _gammas(
     return max(14 * weights, 5 * weights + of_pairs + documents * own * model.layers[0])
 
 
-def _block(widths: Sequence[int], pairs: int, weighted: bool) -> int:
-    """Numbers of a block of `closed_form`: the activations, a spare for the logits, for every layer
-    the gradient in its input, and where pairs have weights the weighted input."""
-    inputs, block = sum(widths[:-1]), min(pairs, NUMBERS_AT_ONCE["cpu"] // max(widths))
-    return block * (2 * sum(widths) + (inputs if weighted else 0))
-
-
-def _weighs_pairs(method: MethodConfig) -> bool:
-    """Whether gradients of decoders are sums over weighted pairs."""
-    if method.name == "iwae":
-        return True
-    may = method.name in ("stein_viwae", "vae_weighted_decoder", "flow_elbo")
-    return may and method.importance_samples > 1 and method.weights in ("theta", "both")
+def _closed_form(widths: Sequence[int], pairs: int) -> int:
+    """Numbers of a pass in closed form: a pair's gradient in its code, as it was dealt and as it is
+    collected, with log-likelihood, weight and ratio; of a block the activations, a spare for the
+    logits, and for every layer its weighted input and the gradient in it.
+    """
+    block = min(pairs, NUMBERS_AT_ONCE["cpu"] // max(widths))
+    return pairs * (2 * widths[0] + 3) + block * (3 * sum(widths) - widths[-1])
 
 
 def _encoder_layers(kind: str, model: ModelConfig, pixels: int) -> list[tuple[int, int]]:

@@ -24,7 +24,7 @@ from steinvae.config_tree import from_dict, to_dict
 from steinvae.data import CountDataset, Dataset, load, step_generator
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.density.suite import bits
-from steinvae.device import choose_device, use_threads
+from steinvae.device import choose_device, prepare_process
 from steinvae.folder import check_same, choose_run_dir, held, saying_how_to_go_on
 from steinvae.image_plan import advice
 from steinvae.labels.results import label_results, write_chosen
@@ -55,7 +55,7 @@ def run(config: Config, world: World | None = None) -> tuple[Path, list[dict[str
 
     Of the processes of a `world` the leader writes and has results, the others have none.
     """
-    use_threads(config)
+    prepare_process(config)
     beside = baseline(config)
     with ExitStack() as stack:
         try:
@@ -124,7 +124,7 @@ def prepare_with(networks: Networks, config: Config, dataset: Dataset) -> Traine
     `resume` continues them as it does others, with the same settings alone; of `model` and `data`
     nothing else is looked at.
     """
-    use_threads(config)
+    prepare_process(config)
     run_dir = choose_run_dir(config)
     if config.resume == "auto" and (run_dir / CONFIG).exists():
         check_same(read_config(run_dir), config, run_dir=run_dir)
@@ -304,7 +304,7 @@ def load_model(run_dir: Path, config: Config, pixels: int, classes: int | None =
             f"python -m steinvae.train --config {Path(run_dir) / CONFIG} --run_dir {run_dir} "
             "--resume auto"
         )
-    use_threads(config)
+    prepare_process(config)
     device = choose_device(config.trainer.device)
     networks = build_networks(config, pixels, device, classes)
     try:

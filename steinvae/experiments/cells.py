@@ -14,7 +14,7 @@ import torch
 from steinvae.checkpoint import lock_run_dir
 from steinvae.config import GROUPED, IN_FILES, Config, MethodConfig, ModelConfig
 from steinvae.data import Dataset
-from steinvae.device import use_threads
+from steinvae.device import prepare_process
 from steinvae.folder import NOT_IN_A_RESULT, check_same
 from steinvae.report import append_records, read_records, tidy_record
 from steinvae.run import RESULT, load_data, prepare, read_config, train
@@ -183,7 +183,7 @@ def train_cell(cell: Cell, dataset: Dataset, run_dir: Path, stop: StopRequest) -
         if (folder / RESULT).exists():
             check_same(read_config(folder), config, but=NOT_IN_A_RESULT)
             return json.loads((folder / RESULT).read_text("utf-8"))
-        use_threads(config)
+        prepare_process(config)
         return train(prepare(config, dataset, folder), stop)
 
 

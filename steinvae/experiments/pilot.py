@@ -15,7 +15,7 @@ import torch
 
 from steinvae._atomic import write_text
 from steinvae.data import Dataset
-from steinvae.device import use_threads
+from steinvae.device import prepare_process
 from steinvae.experiments.cells import Cell
 from steinvae.trainer import Trainer
 
@@ -70,7 +70,7 @@ def pilot(cell: Cell, dataset: Dataset, minutes: float) -> dict[str, Any]:
 
     Networks of its own take the updates; validation, checkpoints and the monitor are not counted.
     """
-    use_threads(cell.config)
+    prepare_process(cell.config)
     trainer = Trainer(cell.config, dataset, Path())  # the folder is for checkpoints, there are none
     on_gpu = trainer.device.type == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time

@@ -19,7 +19,7 @@ from steinvae.config import Config
 from steinvae.density import evenly_spaced
 from steinvae.density.annealed import ais
 from steinvae.density.annealing import Annealing
-from steinvae.device import use_threads
+from steinvae.device import prepare_process
 from steinvae.experiments.cells import Record, mean_and_error, read
 from steinvae.presets import mnist_small
 from steinvae.report import append_records, markdown_table, tidy_record
@@ -90,7 +90,7 @@ def run(root: str | None, seeds: Sequence[int], output: Path, run_dir: Path) -> 
 
 def measure(row: str, config: Config, run_dir: Path) -> Record:
     """Train `config` to its last step, and its AIS bound as a record."""
-    use_threads(config)
+    prepare_process(config)
     dataset = load_data(config)
     trainer = Trainer(config, dataset, run_dir)
     started = time.process_time()

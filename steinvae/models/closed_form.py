@@ -22,7 +22,6 @@ decoders and r pairs for each of them.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil, prod
 from typing import NamedTuple
@@ -84,7 +83,7 @@ def bernoulli_gradients(
     found = codes.new_empty(decoders, images, samples)
     to_codes = codes.new_empty(decoders, images, samples, dimension)
     weights = None if weigh is None else torch.empty_like(found)
-    space, hidden = _workspace(codes), hidden or HIDDEN["tanh"]
+    space, hidden = _Workspace(codes), hidden or HIDDEN["tanh"]
     widest = max(weight.shape[-1] for weight, _ in layers)
     for block in blocks(found.shape, group, widest, codes.device.type):
         own = [(weight[block[0]], bias[block[0]]) for weight, bias in layers]
@@ -159,32 +158,13 @@ class _Workspace:
     """Buffers by name, as large as the largest block that asked for them."""
 
     def __init__(self, like: Tensor) -> None:
-        self._like, self._buffers = like.new_empty(0), {}
+        self._like, self._buffers = like, {}
 
     def __call__(self, name: str, shape: Sequence[int]) -> Tensor:
         count = prod(shape)
-        if count > NUMBERS_AT_ONCE[self._like.device.type]:  # a group that no block can part
-            return self._like.new_empty(shape)
         if name not in self._buffers or len(self._buffers[name]) < count:
-            with torch.inference_mode(False):  # or only calls in that mode could write to it
-                self._buffers[name] = self._like.new_empty(count)
+            self._buffers[name] = self._like.new_empty(count)
         return self._buffers[name][:count].view(shape)
-
-
-_kept = threading.local()
-"""A thread's workspaces by dtype."""
-
-
-def _workspace(like: Tensor) -> _Workspace:
-    """On a CPU that of the call before: fresh pages cost a tenth of a step. A GPU's allocator keeps
-    memory itself, by stream and graph."""
-    if like.device.type != "cpu" or type(like) is not Tensor:
-        return _Workspace(like)
-    spaces = vars(_kept)
-    name = str(like.dtype)
-    if name not in spaces:
-        spaces[name] = _Workspace(like)
-    return spaces[name]
 
 
 def _forward(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -95,41 +94,6 @@ def test_codes_alone_get_the_same_gradient(monkeypatch, pairing, kind):
     close(alone.codes, whole.codes)
     close(alone.log_likelihood, whole.log_likelihood)
     assert not alone.theta.numel()
-
-
-def test_a_call_finds_nothing_of_the_one_before():
-    """Buffers are kept: what a call of other shapes, of NaN, left in them is not read."""
-    arguments = {"pairing": PAIRINGS["full"], "decoders": DECODERS, "weighted": True}
-    first = gradients(BernoulliMlp(2, (5, 4), 6), **arguments)
-    wider = BernoulliMlp(2, (9, 7), 11)
-    theta = ParticleEnsemble(wider.parameters, 2, torch.Generator().manual_seed(1))
-    theta.flat = torch.full_like(theta.flat, torch.nan).double()
-    pair_gradients(wider, theta, torch.zeros(5, 3, 2).double(), torch.zeros(5, 11), Pairing())
-    again = gradients(BernoulliMlp(2, (5, 4), 6), **arguments)
-    for one, other in zip(first, again, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
-
-
-def test_a_call_in_inference_mode_leaves_buffers_that_others_may_use():
-    vars(closed_form._kept).clear()
-    model = BernoulliMlp(2, (5, 4), 6)
-    with torch.inference_mode():
-        first = gradients(model, PAIRINGS["full"], DECODERS, weighted=False)
-    again = gradients(model, PAIRINGS["full"], DECODERS, weighted=False)
-    assert torch.equal(first.theta, again.theta)
-
-
-def test_threads_do_not_share_buffers():
-    model = BernoulliMlp(2, (50, 40), 60)
-    theta = ParticleEnsemble(model.parameters, DECODERS, torch.Generator().manual_seed(1))
-    codes, pixels = torch.randn(IMAGES, CODES, 2), torch.rand(IMAGES, 60)
-
-    def work(_: int) -> Tensor:
-        return pair_gradients(model, theta, codes, pixels, Pairing()).theta
-
-    expected = work(0)
-    with ThreadPoolExecutor(4) as pool:
-        assert all(torch.equal(found, expected) for found in pool.map(work, range(200)))
 
 
 def test_closed_form_is_offered_and_given_up():

@@ -19,7 +19,6 @@ from torch.profiler import ProfilerActivity, profile
 from steinvae.config import Config, DataConfig, MethodConfig, ModelConfig, TrainerConfig
 from steinvae.density.likelihood import noise_dimension
 from steinvae.gradients import Batch
-from steinvae.models import closed_form
 from steinvae.networks import build_networks
 from steinvae.objectives import OBJECTIVES
 from steinvae.optimizer import Optimizer
@@ -78,9 +77,7 @@ def updates(config: Config) -> Callable[[], None]:
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
-    """Most bytes of tensors that are alive at once within a call, by torch's own allocator; buffers
-    that calls before have left are let go first."""
-    vars(closed_form._kept).clear()
+    """Most bytes of tensors that are alive at once within a call, by torch's own allocator."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     assert profiler.profiler is not None
