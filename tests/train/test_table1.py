@@ -17,6 +17,7 @@ from steinvae.experiments.cells import Cell, train_cell
 from steinvae.experiments.table1_cells import METHODS, ROWS, cells, method
 from steinvae.experiments.table1_draw import CONTROL, IWAE, VAE, VIWAE, draw, short
 from steinvae.plan import make_plan
+from steinvae.presets import load_preset
 from steinvae.report import tidy_record
 from steinvae.signals import OUT_OF_TIME, Interrupted, StopRequest
 from steinvae.trainer import Trainer
@@ -35,6 +36,12 @@ def test_cells_are_distinct_and_equal_in_decoder_passes(budget):
     keys = {(c.config.method.name, c.config.seed, str(c.setting())) for c in made}
     assert len(keys) == len(made) == 2 * len(ROWS)
     assert len({make_plan(cell.config).decoder_passes for cell in made}) == 1
+
+
+def test_preset_is_the_row_of_moved_codes():
+    (cell,) = cells(table1.base("cpu", None), (0,), ["moved_codes"])
+    preset = load_preset("mnist_viwae")
+    assert (preset.model, preset.method) == (cell.config.model, cell.config.method)
 
 
 def test_cells_of_some_methods():
