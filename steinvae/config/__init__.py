@@ -64,6 +64,7 @@ class Config:
         self._check_density()
         self._check_labels()
         self._check_networks()
+        self._check_annealing()
 
     @property
     def decoder(self) -> Decoder:
@@ -143,6 +144,12 @@ class Config:
             require(plain, "model.activation", f"tanh {of_counts}", model.activation)
             unset = model.noise_hidden is None
             require(unset, "model.noise_hidden", f"left out {of_counts}", model.noise_hidden)
+
+    def _check_annealing(self) -> None:
+        """Codes of a run that ends hot are not those of the posterior."""
+        hot, last = self.method.annealing_steps, self.trainer.max_steps
+        cold = f"at most trainer.max_steps {last}: a run ends at temperature 1"
+        require(hot <= last, "method.annealing_steps", cold, hot)
 
     def _check_computing(self) -> None:
         """Ways to compute that not all networks have, and what a captured update cannot hold."""

@@ -169,6 +169,13 @@ def test_a_way_to_compute_that_a_network_has_not_is_refused(network, trainer, al
     dataclasses.replace(images, trainer=dataclasses.replace(images.trainer, **trainer))
 
 
+def test_a_run_ends_at_temperature_one():
+    hot = MethodConfig(temperature=4.0, annealing_steps=10)
+    Config(method=hot, trainer=TrainerConfig(max_steps=10))
+    with pytest.raises(ValueError, match=r"annealing_steps must be at most .*max_steps 9.*got 10"):
+        Config(method=hot, trainer=TrainerConfig(max_steps=9))
+
+
 def test_what_a_captured_update_cannot_hold_is_refused():
     captured = TrainerConfig(cuda_graph=True)
     hot = MethodConfig(temperature=4.0, annealing_steps=10)
