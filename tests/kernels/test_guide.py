@@ -1,12 +1,25 @@
-"""The code of the guide runs as it is printed, and gives what is said of it."""
+"""The code of the guide and of the README runs as it is printed, and gives what is said of it."""
 
 from __future__ import annotations
+
+import math
+import re
 
 import pytest
 import torch
 from torch.func import vmap
 
-from bench.guide import BLOCKS, DISCREPANCY, NETWORKS, POSTERIOR, pairs, run_page, settled, width
+from bench.guide import (
+    BLOCKS,
+    DISCREPANCY,
+    NETWORKS,
+    PAGE,
+    POSTERIOR,
+    pairs,
+    run_page,
+    settled,
+    width,
+)
 
 BY_HAND = BLOCKS + 1
 
@@ -50,3 +63,17 @@ def test_kernels_of_blocks_keep_the_width(guide, wide, variance, correlation):
     found = width(x)
     assert found[0] == pytest.approx(variance, abs=0.03)
     assert found[1] == pytest.approx(correlation, abs=0.05)
+
+
+@pytest.mark.parametrize("particles", [2, 21, 100])
+def test_readme_says_in_torch_what_the_op_computes(particles):
+    readme = PAGE.parents[1] / "README.md"
+    use, meaning = re.findall(r"```python\n(.*?)```", readme.read_text("utf-8"), re.DOTALL)
+    torch.manual_seed(0)
+    names: dict = {"math": math}
+    exec(compile(use, str(readme), "exec"), names)
+    assert names["x"].var(0).mean().item() == pytest.approx(1, abs=0.1)
+    names |= {key: torch.randn(particles, 3, dtype=torch.float64) for key in ("x", "grad")}
+    exec(compile(meaning, str(readme), "exec"), names)
+    expected = names["svgd_direction"](names["x"], names["grad"])
+    torch.testing.assert_close(names["phi"], expected, rtol=1e-10, atol=1e-12)
