@@ -38,6 +38,17 @@ class Cell:
 
     config: Config
 
+    minutes: float | None = None
+    """Of a core's or a device's time for the updates, from which a pilot finds the steps; None
+    where the steps are those of `config`."""
+
+    def of_steps(self, steps: int) -> Cell:
+        """The cell with so many steps, and a cosine of the learning rate that ends with them."""
+        config = self.config
+        trainer = replace(config.trainer, max_steps=steps)
+        optimizer = replace(config.optimizer, decay_steps=steps)
+        return replace(self, config=replace(config, trainer=trainer, optimizer=optimizer))
+
     def folder(self, run_dir: Path) -> Path:
         """The run folder of the cell, under that of its experiment."""
         return run_dir / f"{slug(self.row)}-{self.config.seed}"
@@ -55,6 +66,8 @@ class Cell:
             "steps": config.trainer.max_steps,
             "learning_rate": config.optimizer.learning_rate,
         }
+        if self.minutes is not None:
+            setting["minutes"] = self.minutes
         if method.is_stein:
             setting |= {
                 "self_term": method.self_term,

@@ -22,16 +22,12 @@ class Task:
 
     experiment: str
     budget: str
-    minutes: float | None
-    """Of updates in a cell; None where the steps are given."""
-
     paper: Callable[[str], float | None]
     """The paper's error of a cell by its name, as a fraction."""
 
     def setting(self, cell: Cell) -> dict[str, Any]:
-        """`Cell.setting` with both; the steps of a timed cell are what came out."""
-        timed = {} if self.minutes is None else {"minutes": self.minutes}
-        return cell.setting() | {"budget": self.budget} | timed
+        """`Cell.setting` and the budget."""
+        return cell.setting() | {"budget": self.budget}
 
 
 def run_labelled(
@@ -40,7 +36,7 @@ def run_labelled(
     """Train the cells that have no record in `output`, one after the other, in `folder`."""
     dataset: Dataset | None = None
     written = read(output)
-    missing = [task.minutes for cell in wanted if not done(cell, task, written)]
+    missing = [cell.minutes for cell in wanted if not done(cell, task, written)]
     announce(len(wanted), output, missing)
     for cell in wanted:
         title = f"{cell.row}, split {cell.config.seed}"
@@ -48,8 +44,7 @@ def run_labelled(
             print(f"{title}: already in {output}")
             continue
         dataset = dataset or load_data(cell.config)
-        if task.minutes is not None:
-            cell = with_steps(cell, dataset, folder, task.minutes)
+        cell = with_steps(cell, dataset, folder)
         result = train_cell(cell, dataset, folder, stop)
         append_records(output, records(cell, task, result))
         found = result["labels"]
@@ -64,7 +59,7 @@ def done(cell: Cell, task: Task, written: Sequence[Record]) -> bool:
     """Whether the cell has records; the steps of a timed one are what came out."""
 
     def decides(setting: dict[str, Any]) -> dict[str, Any]:
-        return {n: own for n, own in setting.items() if n != "steps" or task.minutes is None}
+        return {n: own for n, own in setting.items() if n != "steps" or cell.minutes is None}
 
     wanted = decides(task.setting(cell))
     return any(

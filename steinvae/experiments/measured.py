@@ -7,7 +7,7 @@ interrupted evaluation repeats at most one estimator of one cell.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from steinvae.signals import StopRequest
 
 NOTES = ("theta", "bounds", "holds")
 """What the setting of a record says about the estimate, beside what decides its number."""
+
+NOT_STEPS = ("steps",)
+"""What does not decide which timed cell a record is of: they are what came out."""
 
 RUN_METRICS = ("seconds", "cpu_seconds", "parameters")
 """What result.json says of a run, a record each."""
@@ -57,10 +60,20 @@ def measure_cells(
             print(f"{cell.row}, seed {cell.config.seed}: {estimator} measured", flush=True)
 
 
-def has_all(cell: Cell, suite: Suite, images: int, output: Path) -> bool:
-    """Whether `measure_cells` finds nothing to do for the cell."""
-    measured = all(done(cell, each, suite, images, output) for each in suite.estimators)
-    return measured and is_trained(cell, output)
+def has_all(cell: Cell, suites: Sequence[tuple[Suite, int]], output: Path) -> bool:
+    """Whether all records of a run of the cell are there, by suites and their numbers of images.
+
+    A timed cell's run may have any number of steps: records come from faster and slower machines.
+    """
+    runs = [cell]
+    if cell.minutes is not None:
+        own = _same(cell, read(output), "training", NOT_STEPS)
+        runs = [cell.of_steps(n) for n in sorted({each["setting"]["steps"] for each in own})]
+    return any(
+        is_trained(run, output)
+        and all(done(run, e, suite, n, output) for suite, n in suites for e in suite.estimators)
+        for run in runs
+    )
 
 
 def is_trained(cell: Cell, output: Path) -> bool:
@@ -88,18 +101,23 @@ def done(cell: Cell, estimator: str, suite: Suite, images: int, output: Path) ->
 
 
 def of(
-    cell: Cell, records: Iterable[Record], estimator: str, *, any_steps: bool = False
+    cell: Cell, records: Iterable[Record], estimator: str, but: Sequence[str] = ()
 ) -> dict[str, Record]:
-    """The cell's newest records of an estimator, by metric; of any number of steps on request."""
-    apart = (*NOTES, "steps") if any_steps else NOTES
+    """The cell's newest records of an estimator, by metric; settings named in `but` may differ."""
+    return {record["metric"]: record for record in _same(cell, records, estimator, but)}
+
+
+def _same(
+    cell: Cell, records: Iterable[Record], estimator: str, but: Sequence[str]
+) -> Iterator[Record]:
+    """The cell's records of an estimator, in their order."""
+    apart = {*NOTES, *but}
     wanted = {name: item for name, item in cell.setting().items() if name not in apart}
-    found = {}
     for record in records:
         setting = {name: item for name, item in record["setting"].items() if name not in apart}
         key = (record["method"], record["seed"], record["estimator"], setting)
         if key == (cell.config.method.name, cell.config.seed, estimator, wanted):
-            found[record["metric"]] = record
-    return found
+            yield record
 
 
 def _measure(

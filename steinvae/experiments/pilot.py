@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,45 +23,26 @@ _WARM, _TIMED = 5, 40
 """Updates before the clock starts, and under it."""
 
 
-def with_steps(cell: Cell, dataset: Dataset, run_dir: Path, minutes: float) -> Cell:
-    """The cell with the steps, and the cosine, that `minutes` of updates give.
+def with_steps(cell: Cell, dataset: Dataset, run_dir: Path) -> Cell:
+    """The cell with the steps that its minutes of updates give; itself where it has none.
 
     The pilot's result stays in the run folder. Errors: ValueError where it was for other minutes.
     """
-    kept = with_kept_steps(cell, run_dir, minutes)
-    if kept is not None:
-        return kept
+    if cell.minutes is None:
+        return cell
     path = cell.folder(run_dir) / PILOT
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found = pilot(cell, dataset, minutes)
-    write_text(path, json.dumps(found, indent=2) + "\n")
-    return _of(cell, found["steps"])
-
-
-def with_kept_steps(cell: Cell, run_dir: Path, minutes: float) -> Cell | None:
-    """`with_steps` where the pilot has run; None where it has not."""
-    path = cell.folder(run_dir) / PILOT
-    if not path.exists():
-        return None
-    found = json.loads(path.read_text("utf-8"))
-    if found["minutes"] != minutes:
+    if path.exists():
+        found = json.loads(path.read_text("utf-8"))
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = pilot(cell, dataset, cell.minutes)
+        write_text(path, json.dumps(found, indent=2) + "\n")
+    if found["minutes"] != cell.minutes:
         raise ValueError(
-            f"{path.parent} was begun with minutes {found['minutes']}, got {minutes}: "
+            f"{path.parent} was begun with minutes {found['minutes']}, got {cell.minutes}: "
             "choose another run_dir"
         )
-    return _of(cell, found["steps"])
-
-
-def _of(cell: Cell, steps: int) -> Cell:
-    config = cell.config
-    return replace(
-        cell,
-        config=replace(
-            config,
-            trainer=replace(config.trainer, max_steps=steps),
-            optimizer=replace(config.optimizer, decay_steps=steps),
-        ),
-    )
+    return cell.of_steps(found["steps"])
 
 
 def pilot(cell: Cell, dataset: Dataset, minutes: float) -> dict[str, Any]:

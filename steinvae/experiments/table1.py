@@ -13,10 +13,10 @@ from pathlib import Path
 from steinvae.config import Config
 from steinvae.data import Dataset
 from steinvae.density import Annealing, Suite
-from steinvae.experiments.cells import Cell, announce, read
+from steinvae.experiments.cells import announce, read
 from steinvae.experiments.labelled_cells import among
 from steinvae.experiments.measured import has_all, measure_cells
-from steinvae.experiments.pilot import with_kept_steps, with_steps
+from steinvae.experiments.pilot import with_steps
 from steinvae.experiments.slices import add_slices, check_positive, time_slice
 from steinvae.experiments.table1_cells import METHODS, cells, dynamic, small
 from steinvae.experiments.table1_draw import draw, efforts, short
@@ -76,25 +76,16 @@ def run(
     chosen = among("methods", methods, tuple(METHODS))
     folder = run_dir / budget
     timed = None if budget == "small" else minutes or MINUTES
-    wanted = cells(base(budget, root), seeds, chosen)
-    missing = [timed for cell in wanted if not _is_done(cell, folder, timed, output)]
-    announce(len(wanted), output, missing)
-    if not missing:
-        return table(output, seeds)
+    wanted = cells(base(budget, root), seeds, chosen, timed)
+    missing = [cell for cell in wanted if not has_all(cell, [(SUITE, IMAGES)], output)]
+    announce(len(wanted), output, [cell.minutes for cell in missing])
     dataset: Dataset | None = None
     with time_slice(slice_minutes) as stop:
-        for cell in wanted:
+        for cell in missing:
             dataset = dataset or load_data(cell.config)
-            if timed is not None:
-                cell = with_steps(cell, dataset, folder, timed)
+            cell = with_steps(cell, dataset, folder)
             measure_cells(NAME, [cell], SUITE, IMAGES, output, folder, stop, dataset)
     return table(output, seeds)
-
-
-def _is_done(cell: Cell, folder: Path, minutes: float | None, output: Path) -> bool:
-    """Whether the cell has all records, for the steps that its pilot found where it is timed."""
-    known = cell if minutes is None else with_kept_steps(cell, folder, minutes)
-    return known is not None and has_all(known, SUITE, IMAGES, output)
 
 
 def base(budget: str, root: str | None) -> Config:
@@ -105,17 +96,19 @@ def base(budget: str, root: str | None) -> Config:
 
 
 def table(output: Path, seeds: Sequence[int]) -> str:
-    """All tables, drawn from the records in `output`; binarisations are kept apart."""
+    """All tables, drawn from the records in `output`; binarisations and times are kept apart."""
     records = read(output)
     on_gpu = [record for record in records if record["device"].startswith("cuda")]
     on_cpu = [record for record in records if not record["device"].startswith("cuda")]
     fixed = "Fixed binarisation, 2 x 128 tanh, 20 codes, S = 10, 6,000 steps"
-    timed = "Dynamic binarisation, 200-200 tanh, 50 codes, S = 50, equal time on"
-    parts = [
-        draw(fixed, base("small", None), seeds, on_cpu),
-        draw(f"{timed} one core", base("cpu", None), seeds, on_cpu),
-        draw(f"{timed} a GPU", base("gpu", None), seeds, on_gpu),
-    ]
+    timed = "Dynamic binarisation, 200-200 tanh, 50 codes, S = 50"
+    parts = [draw(fixed, base("small", None), seeds, on_cpu)]
+    for budget, where, own in (("cpu", "one core", on_cpu), ("gpu", "a GPU", on_gpu)):
+        times = {record["setting"]["minutes"] for record in own if "minutes" in record["setting"]}
+        parts += [
+            draw(f"{timed}, {each:g} minutes of {where}", base(budget, None), seeds, own, each)
+            for each in sorted(times) or [MINUTES]
+        ]
     calibration = read(output.with_name(AIS_RECORDS))
     return "\n\n".join([*parts, efforts(calibration)] if calibration else parts)
 

@@ -90,12 +90,21 @@ def dynamic(root: str | None, device: Literal["cpu", "cuda"]) -> Config:
     )
 
 
-def cells(base: Config, seeds: Sequence[int], methods: Sequence[str] | None = None) -> list[Cell]:
+def cells(
+    base: Config,
+    seeds: Sequence[int],
+    methods: Sequence[str] | None = None,
+    minutes: float | None = None,
+) -> list[Cell]:
     """The rows that the claims are about seed by seed, then the others; of some METHODS or all."""
     wanted = {METHODS[name] for name in methods or METHODS}
     others = [row for row in ROWS if row not in COMPARED]
     return [
-        Cell(row, replace(base, seed=seed, model=model(base, row), method=method(base, row)))
+        Cell(
+            row,
+            replace(base, seed=seed, model=model(base, row), method=method(base, row)),
+            minutes,
+        )
         for rows in (COMPARED, others)
         for seed in seeds
         for row in rows

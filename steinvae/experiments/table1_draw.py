@@ -7,7 +7,7 @@ from statistics import mean, stdev
 
 from steinvae.config import Config
 from steinvae.experiments.cells import Cell, Record
-from steinvae.experiments.measured import of
+from steinvae.experiments.measured import NOT_STEPS, of
 from steinvae.experiments.table1_cells import ROWS, cells
 from steinvae.report import markdown_table
 
@@ -52,9 +52,15 @@ Values = Mapping[str, Mapping[int, float]]
 class Drawing:
     """The records of one budget, read by row, seed, estimator and metric."""
 
-    def __init__(self, base: Config, seeds: Sequence[int], records: Sequence[Record]) -> None:
+    def __init__(
+        self,
+        base: Config,
+        seeds: Sequence[int],
+        records: Sequence[Record],
+        minutes: float | None = None,
+    ) -> None:
         self.records = list(records)
-        self.cells = cells(base, seeds)
+        self.cells = cells(base, seeds, minutes=minutes)
         estimators = dict.fromkeys(record["estimator"] for record in self.records)
         self._names = {name.split("(")[0]: name for name in estimators}
 
@@ -80,12 +86,18 @@ class Drawing:
 
     def _of(self, cell: Cell, estimator: str) -> dict[str, Record]:
         name = self.name(estimator)
-        return of(cell, self.records, name, any_steps=True) if name else {}
+        return of(cell, self.records, name, NOT_STEPS) if name else {}
 
 
-def draw(title: str, base: Config, seeds: Sequence[int], records: Sequence[Record]) -> str:
-    """Markdown; a line instead where nothing was measured yet."""
-    drawing = Drawing(base, seeds, records)
+def draw(
+    title: str,
+    base: Config,
+    seeds: Sequence[int],
+    records: Sequence[Record],
+    minutes: float | None = None,
+) -> str:
+    """Markdown of the cells of so many minutes; a line instead where nothing was measured yet."""
+    drawing = Drawing(base, seeds, records, minutes)
     if not any(drawing.values("training", "parameters").values()):
         return f"### {title}\n\nNot measured yet."
     sections = (_estimates(drawing), _caption(drawing), _differences(drawing), _claims(drawing))

@@ -16,9 +16,8 @@ from steinvae.data import CountDataset
 from steinvae.density import Annealing, Suite
 from steinvae.experiments.cells import Cell, Record, announce, read, with_threads
 from steinvae.experiments.measured import has_all, measure_cells
-from steinvae.experiments.pilot import with_kept_steps
 from steinvae.experiments.slices import add_slices, check_positive, time_slice
-from steinvae.experiments.table2_cells import CORPORA, ROWS, cells, minutes_of, timed
+from steinvae.experiments.table2_cells import CORPORA, ROWS, cells, timed
 from steinvae.experiments.table2_draw import draw
 from steinvae.perplexity import perplexity, unigram_nll
 from steinvae.report import append_records, tidy_record
@@ -68,8 +67,8 @@ def run(
     check_positive(minutes=minutes, slice_minutes=slice_minutes)
     with time_slice(slice_minutes) as stop:
         for name in [corpus] if corpus else CORPORA:
-            wanted = [c for c in cells(name, root, seeds) if row in (None, c.row)]
-            _run_corpus(name, wanted, output, run_dir / name, minutes, stop)
+            wanted = [c for c in cells(name, root, seeds, minutes) if row in (None, c.row)]
+            _run_corpus(name, wanted, output, run_dir / name, stop)
     return table(output, seeds)
 
 
@@ -83,7 +82,6 @@ def _run_corpus(
     wanted: Sequence[Cell],
     output: Path,
     run_dir: Path,
-    minutes: float | None,
     stop: StopRequest,
 ) -> None:
     dataset = load_data(wanted[0].config)
@@ -91,24 +89,12 @@ def _run_corpus(
         raise TypeError(f"table2: {corpus} must be documents, got {type(dataset).__name__}")
     if not any(r["method"] == "unigram" and r["setting"]["data"] == corpus for r in read(output)):
         append_records(output, unigram_records(corpus, dataset))
-    missing = [
-        minutes_of(cell, minutes)
-        for cell in wanted
-        if not _is_done(cell, dataset, run_dir, minutes, output)
-    ]
-    announce(len(wanted), output, missing)
-    for cell in wanted:
-        cell = timed(cell, dataset, run_dir, minutes)
+    missing = [cell for cell in wanted if not has_all(cell, _suites(cell, dataset), output)]
+    announce(len(wanted), output, [cell.minutes for cell in missing])
+    for cell in missing:
+        cell = timed(cell, dataset, run_dir)
         for suite, count in _suites(cell, dataset):
             measure_cells(NAME, [cell], suite, count, output, run_dir, stop, dataset)
-
-
-def _is_done(
-    cell: Cell, dataset: CountDataset, run_dir: Path, minutes: float | None, output: Path
-) -> bool:
-    """Whether the cell has all records, for the steps that its pilot found."""
-    known = with_kept_steps(cell, run_dir, minutes_of(cell, minutes))
-    return known is not None and all(has_all(known, *s, output) for s in _suites(cell, dataset))
 
 
 def _suites(cell: Cell, dataset: CountDataset) -> list[tuple[Suite, int]]:

@@ -46,11 +46,15 @@ FIRST = ("deep Poisson, Stein VIWAE", "NVDM: VAE", "deep Poisson, Stein VAE")
 """What the claims are about runs first."""
 
 
-def cells(corpus: str, root: str | None, seeds: Sequence[int]) -> list[Cell]:
-    """All rows of a corpus, those of the claims first; a pilot finds their steps."""
+def cells(
+    corpus: str, root: str | None, seeds: Sequence[int], minutes: float | None = None
+) -> list[Cell]:
+    """All rows of a corpus, those of the claims first; `minutes` instead of those of CORPORA."""
     order = [*FIRST, *(row for row in ROWS if row not in FIRST)]
     return [
-        Cell(row, replace(base(corpus, root, row), seed=seed)) for seed in seeds for row in order
+        Cell(row, replace(base(corpus, root, row), seed=seed), _minutes(corpus, row, minutes))
+        for seed in seeds
+        for row in order
     ]
 
 
@@ -88,15 +92,14 @@ def _method(name: MethodName, deep: bool) -> MethodConfig:
     return replace(method, name=name, code_particles=codes, importance_samples=1)
 
 
-def minutes_of(cell: Cell, minutes: float | None) -> float:
-    """Processor minutes of the cell's run, by default those that `CORPORA` gives its decoder."""
-    budget = minutes or CORPORA[cell.config.data.name][ROWS[cell.row].deep]
-    return budget * LESS.get(cell.row, 1.0)
+def _minutes(corpus: str, row: str, minutes: float | None) -> float:
+    """Processor minutes of a row's run, by default those that `CORPORA` gives its decoder."""
+    return (minutes or CORPORA[corpus][ROWS[row].deep]) * LESS.get(row, 1.0)
 
 
-def timed(cell: Cell, dataset: Dataset, run_dir: Path, minutes: float | None = None) -> Cell:
-    """The cell with the steps of its `minutes_of`, validated and saved ten times on its way."""
-    cell = with_steps(cell, dataset, run_dir, minutes_of(cell, minutes))
+def timed(cell: Cell, dataset: Dataset, run_dir: Path) -> Cell:
+    """The cell with the steps of its minutes, validated and saved ten times on its way."""
+    cell = with_steps(cell, dataset, run_dir)
     trainer = cell.config.trainer
     every = max(1, trainer.max_steps // VALIDATIONS)
     trainer = replace(trainer, validate_every=every, checkpoint_every=every)

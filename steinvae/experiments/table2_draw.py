@@ -32,6 +32,9 @@ PER_DOCUMENT, CORPUS = "perplexity_per_document", "perplexity_corpus"
 VIWAE, STEIN, NVDM = "deep Poisson, Stein VIWAE", "deep Poisson, Stein VAE", "NVDM: VAE"
 CONTROL, DEEP_VAE = "control: its encoder by the ELBO", "deep Poisson, VAE"
 
+ANY_TIME = ("steps", "minutes")
+"""What may differ between a cell and its records here: the column `cpu s` shows it."""
+
 Estimates = Mapping[str, float]
 """Perplexities of a row by what they are, for example "IW"."""
 
@@ -65,7 +68,7 @@ def _corpus(corpus: str, records: Sequence[Record], seeds: Sequence[int], subset
 
 
 def _estimates(cell: Cell, records: Sequence[Record], subset: int) -> dict[str, float]:
-    """What the newest records of a cell say, whatever number of steps its pilot found."""
+    """What the newest records of a cell say."""
     parts = (
         ([r for r in records if r["n"] == subset], " of the subset"),
         ([r for r in records if r["n"] > subset], ""),
@@ -76,11 +79,11 @@ def _estimates(cell: Cell, records: Sequence[Record], subset: int) -> dict[str, 
             name = {"elbo": "ELBO", "s_elbo": "IW", "iw_g": "IW", "ais": "AIS"}.get(
                 estimator.split("(")[0]
             )
-            for metric, record in of(cell, own, estimator, any_steps=True).items():
+            for metric, record in of(cell, own, estimator, ANY_TIME).items():
                 if name and metric in (PER_DOCUMENT, CORPUS):
                     found[f"{name}{suffix}, {metric}"] = record["value"]
     for estimator in ("training", "units(64)"):
-        for metric, record in of(cell, records, estimator, any_steps=True).items():
+        for metric, record in of(cell, records, estimator, ANY_TIME).items():
             found |= {metric: record["value"], "steps": record["setting"]["steps"]}
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from steinvae.experiments.cells import read
@@ -62,14 +63,14 @@ def run(
     if splits is not None and splits < 1:
         raise ValueError(f"splits must be at least 1, got {splits}")
     wanted = cells(
-        chosen,
+        replace(chosen, minutes=minutes or chosen.minutes),
         root,
         tuple(seeds) if splits is None else range(splits),
         among("networks", networks, NETWORKS),
         [int(n) for n in among("per_class", per_class, tuple(map(str, PER_CLASS))) or ()],
         among("methods", methods, tuple(METHODS)),
     )
-    task = Task(NAME, budget, minutes or chosen.minutes, paper_error)
+    task = Task(NAME, budget, paper_error)
     with time_slice(slice_minutes) as stop:
         run_labelled(wanted, task, output, run_dir / budget, stop)
     return table(output, seeds)

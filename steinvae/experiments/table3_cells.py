@@ -96,7 +96,11 @@ def cells(
 ) -> list[Cell]:
     """Split by split, so that a run that was stopped compares methods on the splits it has."""
     return [
-        Cell(name(network, count, row), _config(budget, network, root, row, count, split))
+        Cell(
+            name(network, count, row),
+            _config(budget, network, root, row, count, split),
+            budget.minutes,
+        )
         for split in splits
         for network in networks or budget.networks
         for count in per_class or budget.per_class

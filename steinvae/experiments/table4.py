@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from steinvae.experiments.cells import read
@@ -62,7 +63,7 @@ def run(
     chosen = BUDGETS[budget]
     shares = among("percent", percent, tuple(map(str, PERCENT)))
     wanted = cells(
-        chosen,
+        replace(chosen, minutes=minutes or chosen.minutes),
         root,
         tuple(seeds) if splits is None else range(splits),
         nets,
@@ -70,7 +71,7 @@ def run(
         row,
     )
     with time_slice(slice_minutes) as stop:
-        task = Task(NAME, budget, minutes or chosen.minutes, paper_error)
+        task = Task(NAME, budget, paper_error)
         run_labelled(wanted, task, output, run_dir / budget, stop)
     return table(output, seeds)
 

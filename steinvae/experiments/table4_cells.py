@@ -57,7 +57,7 @@ def cells(
     """Share by share of labels, so that a run that was stopped compares methods where it can."""
     start = base(budget, nets, root)
     return [
-        Cell(f"{row}, {nets}, {share} %", _config(start, row, share, split))
+        Cell(f"{row}, {nets}, {share} %", _config(start, row, share, split), budget.minutes)
         for split in splits
         for share in percent
         for row in rows or ROWS

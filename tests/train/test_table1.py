@@ -18,7 +18,7 @@ from steinvae.experiments.table1_cells import METHODS, ROWS, cells, method
 from steinvae.experiments.table1_draw import CONTROL, IWAE, VAE, VIWAE, draw, short
 from steinvae.plan import make_plan
 from steinvae.presets import load_preset
-from steinvae.report import tidy_record
+from steinvae.report import append_records, tidy_record
 from steinvae.signals import OUT_OF_TIME, Interrupted, StopRequest
 from steinvae.trainer import Trainer
 
@@ -140,16 +140,55 @@ def test_a_slice_ends_by_the_clock(tiny, digits, tmp_path):
 
 
 def test_the_pilot_runs_once(tiny, digits, tmp_path, monkeypatch):
-    cell = Cell(VAE, tiny(method={"name": "vae"}))
-    timed = pilot.with_steps(cell, digits, tmp_path, minutes=0.01)
+    cell = Cell(VAE, tiny(method={"name": "vae"}), minutes=0.01)
+    timed = pilot.with_steps(cell, digits, tmp_path)
     steps = timed.config.trainer.max_steps
     found = json.loads((cell.folder(tmp_path) / pilot.PILOT).read_text("utf-8"))
     assert steps == timed.config.optimizer.decay_steps == found["steps"]
     assert steps == max(1, round(0.6 / found["seconds_per_step"]))
     monkeypatch.setattr(pilot, "pilot", lambda *_: pytest.fail("measured again"))
-    assert pilot.with_steps(cell, digits, tmp_path, minutes=0.01) == timed
+    assert pilot.with_steps(cell, digits, tmp_path) == timed
     with pytest.raises(ValueError, match=r"minutes 0\.01, got 2"):
-        pilot.with_steps(cell, digits, tmp_path, minutes=2)
+        pilot.with_steps(replace(cell, minutes=2), digits, tmp_path)
+    untimed = replace(cell, minutes=None)
+    assert pilot.with_steps(untimed, digits, tmp_path) is untimed
+
+
+def test_records_of_another_machine_count_whatever_its_steps(tiny, digits, tmp_path):
+    """Without run folders: all records of one run are enough, those of two runs are not."""
+    cell = Cell(VAE, tiny(method={"name": "vae"}), minutes=0.01)
+    output, suites = tmp_path / "records.jsonl", [(SUITE, IMAGES)]
+    with StopRequest() as stop:
+        arguments = (SUITE, IMAGES, output, tmp_path, stop, digits)
+        measured.measure_cells("t", [cell.of_steps(7)], *arguments)
+    assert measured.has_all(cell, suites, output)
+    assert not measured.has_all(replace(cell, minutes=0.02), suites, output)
+    lines = output.read_text("utf-8").splitlines(True)
+    units = [line for line in lines if '"units(64)"' in line]
+    assert units
+    output.write_text("".join(line for line in lines if line not in units), "utf-8")
+    assert not measured.has_all(cell, suites, output)
+    with output.open("a", encoding="utf-8") as file:
+        file.writelines(line.replace('"steps": 7', '"steps": 8') for line in units)
+    assert not measured.has_all(cell, suites, output)
+
+
+def test_what_the_documents_show_is_not_run_again():
+    """Cells of an hour are found in a clone that has no run folders."""
+    output = Path(__file__).resolve().parents[2] / "docs" / "results" / "table1.jsonl"
+    made = cells(table1.base("cpu", None), (0,), ["vae", "iwae", "control"], table1.MINUTES)
+    suites = [(table1.SUITE, table1.IMAGES)]
+    assert all(measured.has_all(cell, suites, output) for cell in made)
+
+
+def test_every_time_has_a_table_of_its_own(tmp_path):
+    base = table1.base("cpu", None)
+    for minutes, nll in ((60.0, 90.0), (5.0, 100.0)):
+        append_records(tmp_path / "r.jsonl", _synthetic(base, VAE, 0, nll, minutes=minutes))
+    text = table1.table(tmp_path / "r.jsonl", (0,))
+    five, hour = text.index(" 5 minutes of one core"), text.index(" 60 minutes of one core")
+    assert five < text.index("100.5") < hour < text.index("90.5")
+    assert text.count("100.5") == text.count("90.5") == 1
 
 
 def test_options_out_of_range_are_named(tmp_path):
@@ -214,8 +253,8 @@ def _end_of_time(stop: StopRequest) -> None:
     stop._handle(OUT_OF_TIME, None)
 
 
-def _synthetic(base, row, seed, nll, holds="yes"):
-    cell = Cell(row, replace(base, seed=seed, method=method(base, row)))
+def _synthetic(base, row, seed, nll, holds="yes", minutes=None):
+    cell = Cell(row, replace(base, seed=seed, method=method(base, row)), minutes)
     notes = {"theta": "mixture", "bounds": "above", "holds": holds}
     values = (
         ("ais(9x9)", "test_nll", nll),

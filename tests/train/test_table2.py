@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from steinvae.config import Config
 from steinvae.density import Annealing, Suite, evenly_spaced
 from steinvae.experiments import table2
-from steinvae.experiments.measured import measure_all
+from steinvae.experiments.measured import has_all, measure_all
 from steinvae.experiments.table2_cells import CORPORA, ROWS, cells
 from steinvae.experiments.table2_draw import draw
 from steinvae.perplexity import perplexity
@@ -46,12 +47,11 @@ def small(monkeypatch):
         monkeypatch.setattr(table2, name, replace(getattr(table2, name), **effort))
     monkeypatch.setattr(table2, "SUBSET", 4)
 
-    def timed(cell, dataset, run_dir, minutes):
+    def timed(cell, dataset, run_dir):
         trainer = replace(cell.config.trainer, max_steps=4, validate_every=2)
         return replace(cell, config=replace(cell.config, trainer=trainer))
 
     monkeypatch.setattr(table2, "timed", timed)
-    monkeypatch.setattr(table2, "with_kept_steps", lambda c, d, m: timed(c, None, d, m))
 
 
 @pytest.mark.parametrize("corpus", CORPORA)
@@ -116,6 +116,16 @@ def test_table_holds_what_was_measured_and_says_what_was_not(root, small, tmp_pa
     limit = 0.9 * next(r["value"] for r in records if r["method"] == "unigram")
     verdict = "yes" if iw <= limit else "**no**"
     assert f"| {iw:,.1f} | {limit:,.1f} | {verdict}" in " ".join(shown.split())
+
+
+def test_what_the_document_shows_is_not_run_again():
+    """Cells of a few minutes are found in a clone that has no run folders."""
+    output = Path(__file__).resolve().parents[2] / "docs" / "results" / "table2.jsonl"
+    (cell,) = (each for each in cells("nyt", None, (0,)) if each.row == "NVDM: VAE")
+    suites = [(table2.ALL_OWN, 918), (table2.ON_SUBSET, table2.SUBSET)]
+    assert has_all(cell, suites, output)
+    (slower,) = (each for each in cells("nyt", None, (0,), 9.0) if each.row == "NVDM: VAE")
+    assert not has_all(slower, suites, output)
 
 
 def test_impossible_minutes_are_named(tmp_path):
