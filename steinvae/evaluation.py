@@ -67,6 +67,8 @@ def evaluate_all(run_dir: Path, config: Config, options: argparse.Namespace) -> 
     kept = read_earlier(run_dir, own)
     if not kept and (run_dir / JSON).exists():
         _say(f"{run_dir / JSON} is of other parameters than {MODEL} has, and is replaced")
+    if options.images > len(dataset.test):
+        _say(f"--images {options.images}: the test split has {len(dataset.test)}, all are taken")
     pixels = dataset.test.batch(evenly_spaced(len(dataset.test), options.images))
     if options.estimators is None:
         suite, own["left_out"] = _applicable(networks, len(pixels), suite)

@@ -186,6 +186,14 @@ def test_what_was_not_measured_again_stays(finished, capsys):
     assert evaluated(finished, "--estimators=ais")["differences"] == first["differences"]
 
 
+def test_more_images_than_there_are_is_said(finished, capsys):
+    there = len(load("digits").test)
+    found = evaluated(finished, "--estimators=units", "--images=9999")
+    assert found["findings"][0]["images"] == there
+    said = f"--images 9999: the test split has {there}, all are taken"
+    assert said in capsys.readouterr().err
+
+
 def test_another_seed_stands_beside_and_is_told_from_that_of_the_run(finished):
     evaluated(finished, "--estimators=units,iw_g")
     found = evaluated(finished, "--estimators=units", "--seed=7")
