@@ -135,6 +135,7 @@ void run_long_direction_adam(const at::Tensor& coef, const at::Tensor& mass, con
   check_wide(first, x, x.sizes());
   check_wide(second, x, x.sizes());
   check_wide(factors, x, {9});
+  x.mutable_data_ptr();  // a lazy clone gets memory of its own before rows_of takes its address
   auto arguments = direction_of(coef, mass, own, x, grad, x, h, x, 0);
   arguments.first = first.data_ptr();
   arguments.second = second.data_ptr();

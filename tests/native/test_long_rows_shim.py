@@ -102,6 +102,20 @@ def test_adam(kernels, shape, dtype):
     checks.check_adam(kernels, shape, dtype)
 
 
+def test_adam_leaves_a_lazy_clone_alone(kernels):
+    """One that shares the memory of x until one of the two is written."""
+    shape = (1, 4, 140)
+    x, grad = torch.randn(shape), torch.randn(shape)
+    kept, lazy = x.clone(), torch._lazy_clone(x)
+    first, second, factors = torch.zeros(shape), torch.zeros(shape), torch.ones(9)
+    coef, mass, own = torch.zeros(1, 4, 4), torch.zeros(1, 4), torch.ones(1, 4)
+    kernels.long_direction_adam(
+        *(coef, mass, own, x, grad, torch.ones(1), first, second, factors, "ieee")
+    )
+    assert torch.equal(lazy, kept)
+    assert (x != kept).all()
+
+
 def test_what_the_launches_refuse(kernels):
     x = torch.randn(1, 5, 200)
     centre, partial = torch.zeros(1, 200), torch.zeros(1, 1, 5, 5)
