@@ -41,7 +41,7 @@ def model() -> str:
     header = ["launch", "form", "flops", "products", "exps", "elements"]
     formulas = tables.markdown(header, counters.formulas_table(), numeric=False)
     rates = counters.H200
-    asked = {one.shape: f"<= {one.bound:g}" for one in gpu_targets.targets() if one.unit == "ms"}
+    goals = {one.shape: f"<= {one.bound:g}" for one in gpu_targets.targets() if one.unit == "ms"}
     rows = [
         [
             " x ".join(f"{size:,}" for size in one.shape.sizes),
@@ -49,12 +49,12 @@ def model() -> str:
             str(one.launches),
             *(digits(1e3 * one.terms[unit]) for unit in one.terms),
             f"**{digits(1e3 * one.seconds)}**",
-            asked.get(one.shape.name, "-") if "median" in one.what else "-",
+            goals.get(one.shape.name, "-") if "median" in one.what else "-",
         ]
         for one in gpu_targets.floors(rates)
     ]
     units = ["memory", "fp32", "tensor cores", "exps"]
-    header = ["particles", "what", "launches", *units, "**floor**", "asked"]
+    header = ["particles", "what", "launches", *units, "**floor**", "goal"]
     given = (
         f"Rates: {rates.bandwidth / 1e12:g} TB/s copied, {rates.fp32 / 1e12:g} TFLOP/s float32, "
         f"{rates.tf32 / 1e12:g} tf32, {rates.bf16 / 1e12:g} bf16 (a third of these for x3), "
@@ -87,7 +87,7 @@ def _device(found: list[Record]) -> str:
     commits = ", ".join(sorted({record["commit"] for record in found}))
     conditions = f"<sub>float32; {versions}; medians; commit {commits}.</sub>"
     parts = [f"### {first['device']}", conditions, _facts(values)]
-    parts += ["What was asked:", targets_table(gpu_targets.check(found))]
+    parts += ["Goals:", targets_table(gpu_targets.check(found))]
     for experiment in sorted({key[0] for key in values} - {"device"}):
         parts.append(f"#### {experiment.replace('_', ' ')}")
         for metric, title, scale in METRICS:
@@ -121,7 +121,7 @@ def targets_table(checks: list[Check]) -> str:
                 {None: "not measured", True: "yes", False: "**no**"}[met],
             ]
         )
-    return tables.markdown(["particles", "against", "asked", "measured", "met"], rows)
+    return tables.markdown(["particles", "against", "goal", "measured", "met"], rows)
 
 
 def _with_unit(value: float, unit: str) -> str:

@@ -1,4 +1,4 @@
-"""What was asked of the GPU kernels, checked from records alone."""
+"""Goals of the GPU kernels, checked from records alone."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ class Floor(NamedTuple):
 
 
 def floors(rates: Rates) -> list[Floor]:
-    """For the shapes that were asked for."""
+    """For the shapes that have goals."""
     found = []
     for name in WEIGHTS:
         found.append(_floor(name, "long_rows", "tf32x3", True, rates))
