@@ -168,12 +168,23 @@ class use_backend(ContextDecorator):
 
     def __call__(self, func: Callable[..., Any]) -> Callable[..., Any]:
         self._idle = False
-        if inspect.iscoroutinefunction(func) or inspect.isgeneratorfunction(func):
+        if any(
+            later(func)
+            for later in (
+                inspect.iscoroutinefunction,
+                inspect.isgeneratorfunction,
+                inspect.isasyncgenfunction,
+            )
+        ):
             raise TypeError(
                 f"use_backend: {func.__qualname__} would run after the decorator has ended; "
                 "use `with use_backend(...)` inside it"
             )
         return super().__call__(func)
+
+    def _recreate_cm(self) -> use_backend:
+        """A block of its own for every call of a decorated function, as threads may overlap."""
+        return self if torch.compiler.is_dynamo_compiling() else type(self)(self.name)
 
     def __enter__(self) -> use_backend:
         self._idle = False

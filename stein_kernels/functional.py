@@ -49,7 +49,7 @@ def _on_shards(function: _Function) -> _Function:
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Tensor:
         for value in (*arguments, *options.values()):
-            if hasattr(value, "device_mesh"):
+            if isinstance(value, Tensor) and hasattr(value, "device_mesh"):
                 from stein_kernels import _sharding
 
                 return _sharding.run(function, arguments, options)
@@ -293,7 +293,7 @@ def _direction(op, x, grad, weights, query, bandwidth, leave_one_out):
     )
     phi = phi.reshape(*x.shape[:-2], *phi.shape[1:])
     if leave_one_out and weights is not None:
-        phi = phi * _renormaliser(weights)[..., None]
+        phi = phi * reference.renormaliser(weights)[..., None]
     return phi
 
 
@@ -306,7 +306,7 @@ def _divergence(op, x, grad, weights, query, bandwidth, leave_one_out):
     )
     divergence = divergence.reshape(*x.shape[:-2], divergence.shape[1])
     if leave_one_out and weights is not None:
-        divergence = divergence * _renormaliser(weights)
+        divergence = divergence * reference.renormaliser(weights)
     return divergence
 
 
@@ -363,11 +363,3 @@ def _bandwidth(x: Tensor, bandwidth: str | Tensor) -> Tensor:
         return fold_batch(bandwidth, 0)
     median = torch.ops.stein_kernels.median_distance(fold_batch(x.detach(), 2))
     return reference.apply_rule(median, x.shape[-2], bandwidth)
-
-
-def _renormaliser(weights: Tensor) -> Tensor:
-    """W/(W - w_j), W = sum w; 0 for a particle that has all the weight."""
-    total = weights.sum(-1, keepdim=True)
-    rest = total - weights
-    alone = rest == 0
-    return torch.where(alone, torch.zeros_like(rest), total / torch.where(alone, 1.0, rest))

@@ -8,6 +8,7 @@ the same numbers to rounding; also on DTensors, whose moments lie as they do.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -55,7 +56,7 @@ class SVGDAdam(Optimizer):
     outside it; lr and the like are then constants of the graph).
 
     Args:
-        params: parameters (M, P), or groups of them; M and P at least 1.
+        params: parameters (M, P), with names or without, or groups of them; M and P at least 1.
         lr: step size.
         betas: how much of each moment is kept.
         eps: added to the root of the second moment.
@@ -106,11 +107,13 @@ class SVGDAdam(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, its options and shapes checked first."""
         params = param_group["params"]
-        params = [params] if isinstance(params, Tensor) else list(params)
+        if not isinstance(params, set):  # which torch refuses, since its order changes
+            params = [params] if isinstance(params, Tensor) else list(params)
         _check_options({**self.defaults, **param_group})
         bandwidth = param_group.get("bandwidth", self.defaults["bandwidth"])
         for param in params:
-            _check_parameter(param, bandwidth)
+            named = isinstance(param, tuple) and len(param) == 2
+            _check_parameter(param[1] if named else param, bandwidth)
         super().add_param_group({**param_group, "params": params})
 
     @torch.no_grad()
@@ -177,11 +180,27 @@ class SVGDAdam(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Torch casts a state to the dtype of its parameter: the moments keep theirs here.
 
+        What hooks before make of the state is what is checked and loaded; hooks after see it.
+
         Raises:
             ValueError: the state is of another optimiser; says what is missing in it.
         """
-        _check_state(state_dict, self.defaults)
-        super().load_state_dict(state_dict)
+        loaded: dict[str, Any] = {}
+
+        def check(_: Optimizer, given: dict[str, Any]) -> None:
+            _check_state(given, self.defaults)
+            loaded.update(given)
+
+        def widen(_: Optimizer) -> None:
+            self._restore(loaded)
+
+        with contextlib.ExitStack() as hooks:
+            hooks.callback(self.register_load_state_dict_pre_hook(check).remove)
+            hooks.callback(self.register_load_state_dict_post_hook(widen, prepend=True).remove)
+            super().load_state_dict(state_dict)
+
+    def _restore(self, state_dict: dict[str, Any]) -> None:
+        """The states as they were saved, in the dtypes that a step makes them in."""
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         params = [param for group in self.param_groups for param in group["params"]]
         for index, param in zip(saved, params, strict=True):

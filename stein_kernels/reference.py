@@ -81,8 +81,13 @@ def apply_rule(median: Tensor, particles: int, rule: str) -> Tensor:
     """Bandwidth h of k = exp(-r^2/h) from the median distance by one of ``RULES``."""
     if rule == "median":
         return median
-    scale = 1.0 / math.log(max(particles, 1) + 1) if rule == "liu_wang" else 1.0
-    return median.square() * scale
+    if rule == "median_squared":
+        return median.square()
+    count = max(particles, 1) + 1
+    if torch.compiler.is_compiling():  # math.log would make a traced number of particles a constant
+        logarithm = torch.full((), count, dtype=torch.float64, device=median.device).log()
+        return median.square() / logarithm
+    return median.square() * (1.0 / math.log(count))
 
 
 def median_bandwidth(x: Tensor, *, rule: str = "liu_wang") -> Tensor:
@@ -138,12 +143,25 @@ def source_weights(x: Tensor, weights: Tensor | None, targets: int, leave_one_ou
     pair = w[..., :, None].expand(*w.shape[:-1], m, targets)
     if not leave_one_out:
         return pair
-    total = w.sum(-1, keepdim=True)
-    rest = total - w
-    alone = rest == 0
-    scale = torch.where(alone, torch.zeros_like(w), total / torch.where(alone, 1.0, rest))
     off_diagonal = 1.0 - torch.eye(m, dtype=x.dtype, device=x.device)
-    return pair * scale[..., None, :] * off_diagonal
+    return pair * renormaliser(w)[..., None, :] * off_diagonal
+
+
+def renormaliser(weights: Tensor) -> Tensor:
+    """W/(W - w_j), W = sum w; 0 for a particle that has all the weight.
+
+    The difference cancels where w_j is most of W. That is one particle at most, the heaviest, and
+    the weights of the others are added up for it.
+    """
+    if weights.shape[-1] == 0:
+        return weights
+    place = torch.arange(weights.shape[-1], device=weights.device)
+    heaviest = place == weights.abs().argmax(-1, keepdim=True)
+    others = weights.masked_fill(heaviest, 0.0).sum(-1, keepdim=True)
+    total = weights.sum(-1, keepdim=True)
+    rest = torch.where(heaviest, others, total - weights)
+    alone = rest == 0
+    return torch.where(alone, torch.zeros_like(rest), total / torch.where(alone, 1.0, rest))
 
 
 def pair_weights(squared: Tensor, h: Tensor, weights: Tensor | None, leave_one_out: bool) -> Tensor:

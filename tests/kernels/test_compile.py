@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 import stein_kernels as sk
 from stein_kernels.testing import assert_relative_error, gaussian_problem, poison_empty
@@ -63,6 +64,40 @@ def test_one_graph_serves_every_size():
         assert torch.equal(call(p.x, p.grad), sk.svgd_direction(p.x, p.grad))
     assert len(seen) == 1
     assert seen[0].count("stein_kernels.svgd_direction") == 1
+
+
+def test_one_graph_serves_every_size_of_the_rule_alone():
+    torch._dynamo.reset()
+    graphs = CompileCounter()
+    call = torch.compile(sk.kernel_stein_discrepancy, fullgraph=True, dynamic=True, backend=graphs)
+    for m in (5, 9, 17, 33):
+        p = gaussian_problem(1, m, 3)
+        expected = sk.kernel_stein_discrepancy(p.x, p.grad)
+        assert_relative_error(call(p.x, p.grad), expected, 1e-5)
+    assert graphs.frame_count == 1
+
+
+def test_a_number_for_the_bandwidth_may_change():
+    torch._dynamo.reset()
+    graphs = CompileCounter()
+    call = torch.compile(sk.svgd_direction, fullgraph=True, backend=graphs)
+    p = gaussian_problem(1, 9, 4)
+    for h in (3.0, 2.0, 1.0, 0.5, 2):
+        assert torch.equal(
+            call(p.x, p.grad, bandwidth=h), sk.svgd_direction(p.x, p.grad, bandwidth=h)
+        )
+    assert graphs.frame_count <= 3  # a constant, any float, any integer
+
+
+def test_export_of_any_number_of_particles():
+    class Rule(torch.nn.Module):
+        def forward(self, x):
+            return sk.median_bandwidth(x)
+
+    many = torch.export.Dim("many", min=2)
+    program = torch.export.export(Rule(), (torch.randn(9, 3),), dynamic_shapes=({0: many},))
+    x = torch.randn(21, 3)
+    assert_relative_error(program.module()(x), sk.median_bandwidth(x), 1e-6)
 
 
 def test_the_same_tensor_twice():

@@ -10,7 +10,11 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import stein_kernels as sk
 from stein_kernels import reference
-from stein_kernels.testing import assert_gradients_match, gaussian_problem
+from stein_kernels.testing import (
+    assert_gradients_match,
+    assert_relative_error,
+    gaussian_problem,
+)
 
 FUSED = pytest.mark.parametrize("kernels", ["compiled", "composite", "cuda"], indirect=True)
 REFERENCE = pytest.mark.parametrize("kernels", ["reference"], indirect=True)
@@ -158,6 +162,30 @@ def test_weights_that_leave_none_to_the_others(kernels, op, alone):
     (gradient,) = torch.autograd.grad(value.square().sum() + value.sum(), weights)
     assert value.isfinite().all()
     assert gradient.isfinite().all()
+
+
+@FUSED
+@pytest.mark.parametrize("op", [*OPS, "kernel_stein_discrepancy"])
+@pytest.mark.parametrize("rest", [1e-3, 1e-7, 1e-12])
+def test_one_weight_is_nearly_all(kernels, op, rest):
+    """W - w_j cancels in float32; what the others leave is as exact as ever."""
+    p = gaussian_problem(1, 20, 5)
+    weights = torch.full((1, 20), rest / 19).index_fill(1, torch.tensor([3]), 1.0)
+    options = {"bandwidth": p.bandwidth}
+    if op != "kernel_stein_discrepancy":
+        options["leave_one_out"] = True
+
+    def both(dtype, call):
+        w = weights.to(dtype).requires_grad_()
+        x, grad, h = p.x.to(dtype), p.grad.to(dtype), p.bandwidth.to(dtype)
+        value = call(x, grad, weights=w, **options | {"bandwidth": h})
+        return value, torch.autograd.grad(value.sum(), w)[0]
+
+    value, gradient = both(torch.float32, getattr(sk, op))
+    exact, exact_gradient = both(torch.float64, getattr(reference, op))
+    assert_relative_error(value, exact, 2e-6)
+    assert_relative_error(value[..., 3:4], exact[..., 3:4], 1e-5)
+    assert_relative_error(gradient, exact_gradient, 1e-4)
 
 
 @FUSED

@@ -148,6 +148,42 @@ def test_state_goes_on_after_a_checkpoint(dtype):
     assert resumed.state[param]["step"].item() == 6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hooks_see_and_change_what_is_loaded(dtype):
+    param = particles(dtype)
+    saved = run(param, 2, lr=0.02).state_dict()
+    early, late = SVGDAdam([param]), SVGDAdam([param])
+
+    def halved(_, given):
+        states = {
+            index: {**state, "exp_avg": state["exp_avg"] / 2}
+            for index, state in given["state"].items()
+        }
+        return {**given, "state": states}
+
+    def emptied(optimizer):
+        optimizer.state[param]["exp_avg_sq"].zero_()
+
+    early.register_load_state_dict_pre_hook(halved)
+    late.register_load_state_dict_post_hook(emptied)
+    for optimizer in (early, late):
+        optimizer.load_state_dict(saved)
+        assert optimizer.state[param]["exp_avg"].dtype == torch.float32
+    before = saved["state"][0]
+    assert torch.equal(early.state[param]["exp_avg"], before["exp_avg"] / 2)
+    assert torch.equal(late.state[param]["exp_avg"], before["exp_avg"])
+    assert not late.state[param]["exp_avg_sq"].any()
+
+
+def test_parameters_with_names():
+    one, other = particles(), particles()
+    optimizer = SVGDAdam([("one", one), ("other", other)])
+    assert optimizer.state_dict()["param_groups"][0]["param_names"] == ["one", "other"]
+    one.grad = loss_gradient(0, one)
+    optimizer.step()
+    assert not torch.equal(one, other)
+
+
 def test_groups_keep_their_numbers_on_the_device(monkeypatch):
     """A number made in Python is a copy from the host, which a CUDA graph cannot hold."""
     groups = [{"params": [torch.randn(4, 3).requires_grad_()], "lr": lr} for lr in (0.1, 0.2)]
@@ -186,6 +222,7 @@ BAD = [
     ([torch.zeros(())], {}, ValueError, r"shape \(M, P\), one particle a row, got \(\)"),
     ([[0.0]], {}, TypeError, "a parameter must be a torch.Tensor, got list"),
     ([X.to(torch.complex64)], {}, TypeError, "complex64"),
+    ([("w", X[0])], {}, ValueError, r"shape \(M, P\).*\(4,\)"),
     ([X], {"lr": -1.0}, ValueError, "lr must be at least 0"),
     ([X], {"lr": float("nan")}, ValueError, "lr must be"),
     ([X], {"lr": "1"}, TypeError, "lr must be a number, got str"),
@@ -210,6 +247,11 @@ BAD = [
 def test_what_is_refused(params, options, error, message):
     with pytest.raises(error, match=f"SVGDAdam: .*{message}"):
         SVGDAdam(params, **options)
+
+
+def test_a_set_has_no_order():
+    with pytest.raises(TypeError, match="ordered collections"):
+        SVGDAdam([{"params": {X, X + 1}}])
 
 
 def test_numbers_of_numpy_are_numbers():

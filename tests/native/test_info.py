@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import timeit
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -108,9 +109,27 @@ def test_decorator_refuses_what_runs_later():
     def items():
         yield 1
 
-    for function in (later, items):
+    async def later_items():
+        yield 1
+
+    for function in (later, items, later_items):
         with pytest.raises(TypeError, match=function.__name__):
             use_backend("reference")(function)
+
+
+def test_calls_of_a_decorated_function_may_overlap():
+    inside = threading.Barrier(2, timeout=10)
+
+    @use_backend("reference")
+    def meet() -> str:
+        inside.wait()
+        return _backends.active_backend()
+
+    def call(_: int) -> tuple[str, str]:
+        return meet(), _backends.active_backend()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(call, range(2))) == [("reference", "auto")] * 2
 
 
 def test_threads_and_tasks_have_their_own():
