@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from steinvae.config import Config
 from steinvae.config_tree import from_dict, to_dict
-from steinvae.presets import PRESETS, load_preset
+from steinvae.presets import load_preset
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -54,7 +54,14 @@ def parse_config(command: str, description: str, argv: Sequence[str] | None = No
     except ValueError as error:
         _fail(bootstrap, error)
     parser = make_parser(command, description, defaults) if early.preset else bootstrap
-    return build_config(parser, parser.parse_args(argv).as_dict())
+    config = build_config(parser, parser.parse_args(argv).as_dict())
+    if config.preset != early.preset:
+        named = "no preset" if early.preset is None else f"preset {early.preset}"
+        parser.error(
+            f"a --config file is of preset {config.preset}, the other settings are of {named}: "
+            f"give --preset {config.preset} or take `preset` out of the file"
+        )
+    return config
 
 
 def build_config(parser: ArgumentParser, values: dict[str, Any]) -> Config:
@@ -106,6 +113,7 @@ def _early_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _preset_in(path: Path) -> str | None:
+    """The preset that a file names, known or not."""
     import yaml
 
     try:
@@ -113,7 +121,7 @@ def _preset_in(path: Path) -> str | None:
     except yaml.YAMLError:
         return None  # the real parser reads the same file next and says where it is malformed
     preset = values.get("preset") if isinstance(values, dict) else None
-    return preset if preset in PRESETS else None
+    return preset if isinstance(preset, str) else None  # the real parser refuses what is no name
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

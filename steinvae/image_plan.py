@@ -42,8 +42,10 @@ def make_image_plan(config: Config) -> Plan:
     encoder = _encoder_parameters(config, stack)
     samples = method.codes_per_image
     dealt = method.is_stein and method.pairing == "strat"
-    seen = samples // method.theta_particles if dealt else samples  # by a decoder
-    pairs = samples if dealt else samples * method.decoders
+    particles = method.theta_particles if method.is_stein else 1
+    groups = method.decoders // particles  # of codes with decoders of their own, by printed weights
+    seen = samples // groups // (particles if dealt else 1)  # by a decoder
+    pairs = samples * (1 if dealt else particles)
     together = (images + 1) // 2 if config.data.labelled else images  # halves take turns
     rows = images * (samples if noise != model.codes else 1)  # of the encoder
     kept = kept_numbers(model.hidden, stack, side, recompute=config.trainer.recompute)
@@ -59,7 +61,7 @@ def make_image_plan(config: Config) -> Plan:
         codes=samples,
         images=images,
         decoder_passes=images * pairs,
-        validation_passes=validation * method.decoders,
+        validation_passes=validation * method.decoders or None,
         flops=3 * 2 * images * pairs * _products(config, stack),
         images_at_once=together,
         decoding_bytes=decoding,

@@ -54,8 +54,9 @@ class Plan:
 
     images: int
     decoder_passes: int
-    validation_passes: int
-    """Decoder passes, forward alone, of one estimate on the validation images."""
+    validation_passes: int | None
+    """Decoder passes, forward alone, of one estimate on the validation images, where there are as
+    many; None: on all of them."""
 
     flops: int
     """Of the decoder passes."""
@@ -100,13 +101,18 @@ class Plan:
         """What must fit at the same time, without the libraries (0.2 to 0.3 GB) and the data."""
         return self.state_bytes + self.step_bytes
 
+    def _validation(self) -> str:
+        if self.validation_passes is None:
+            return "of all validation images, forward alone"
+        return f"{self.validation_passes:,} at most, forward alone"
+
     def report(self) -> str:
         """As it is printed."""
         lines = [
             ("decoders", f"{self.decoders:,} of {self.decoder_parameters:,} parameters"),
             ("codes", f"{self.codes:,} for each of {self.images:,} images"),
             ("decoder passes a step", f"{self.decoder_passes:,} ({self.flops:.1e} FLOP)"),
-            ("decoder passes a validation", f"{self.validation_passes:,}, forward alone"),
+            ("decoder passes a validation", self._validation()),
             ("images decoded at once", f"{self.images_at_once:,}"),
             ("memory: parameters, Adam, best", _size(self.state_bytes)),
             ("memory: decoding", _size(self.decoding_bytes)),
@@ -155,7 +161,7 @@ def make_plan(config: Config) -> Plan:
         codes=samples,
         images=images,
         decoder_passes=passes,
-        validation_passes=validation * method.decoders,
+        validation_passes=validation * method.decoders or None,
         flops=3 * 2 * passes * shape.products,
         images_at_once=at_once,
         decoding_bytes=BYTES * shape.activations(at_once, pairs),

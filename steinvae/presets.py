@@ -49,6 +49,7 @@ def mnist() -> Config:
         trainer=TrainerConfig(
             max_steps=100_000,
             log_every=100,
+            monitor_every=0,
             validate_every=2_000,
             checkpoint_every=2_000,
             patience=10,

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from steinvae._atomic import replacing, write_text
+from steinvae.checkpoint import lock_run_dir
 from steinvae.config import GROUPED, IN_FILES, Config, MethodConfig
 from steinvae.config_tree import from_dict, to_dict
 from steinvae.data import CountDataset, Dataset, load, step_generator
@@ -134,6 +135,7 @@ def prepare_with(networks: Networks, config: Config, dataset: Dataset) -> Traine
     run_dir.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
     write_text(run_dir / CONFIG, text)
+    trainer.alone = True
     return trainer
 
 
@@ -146,7 +148,20 @@ def go_on(trainer: Trainer) -> None:
 
 
 def train(trainer: Trainer, stop: StopRequest) -> dict[str, Any]:
-    """Train to the end of the budget and test; returns the content of result.json."""
+    """Train to the end of the budget and test; returns the content of result.json.
+
+    The run of `prepare_with` is locked meanwhile and has its report.md written; others are part of
+    a command that does both. Errors: InUseError where another process has the folder.
+    """
+    if not trainer.alone:
+        return _train(trainer, stop)
+    with lock_run_dir(trainer.run_dir):
+        result = _train(trainer, stop)
+    write_report(trainer.run_dir, result, [])
+    return result
+
+
+def _train(trainer: Trainer, stop: StopRequest) -> dict[str, Any]:
     label, total = trainer.config.method.name, trainer.config.trainer.max_steps
     with (
         MetricsWriter(
@@ -252,11 +267,14 @@ def nll(estimate: Estimate) -> dict[str, Any]:
 
 
 def baseline(config: Config) -> Config | None:
-    """The VAE that is trained beside the method; None where the method is the VAE itself."""
-    name = config.trainer.baseline
-    if name == "none" or name == config.method.name:
+    """The VAE that is trained beside the method, with as many decoder passes an image; None where
+    the method is the VAE itself."""
+    name, method = config.trainer.baseline, config.method
+    if name == "none" or name == method.name:
         return None
-    return replace(config, method=replace(config.method, name=name, **_OF_CODES_THAT_MOVE))
+    passes = method.codes_per_image * (2 if method.move_codes else 1)
+    plain = replace(method, name=name, code_particles=passes, **_OF_CODES_THAT_MOVE)
+    return replace(config, method=plain)
 
 
 _OF_CODES_THAT_MOVE: dict[str, Any] = {

@@ -218,9 +218,10 @@ def summed_direction(
     share of 1/d, under the noise of S codes; a kernel of that dimension alone has all of it. Source
     of kernels by dimension: Zhuo et al. 2018, Wang et al. 2018, which leave the joint one out.
     """
-    pairs = rbf_gram(codes, bandwidth=joint_bandwidth)
     count = codes.shape[1]
-    mean = (pairs.sum((1, 2)) - count) / (count * (count - 1))  # without i = i, where k = 1
+    same = torch.eye(count, dtype=torch.bool, device=codes.device)  # where k = 1, left out
+    pairs = rbf_gram(codes, bandwidth=joint_bandwidth).masked_fill(same, 0.0)
+    mean = (pairs.sum((1, 2)) / (count * (count - 1))).clamp_min(torch.finfo(pairs.dtype).tiny)
     single = svgd_direction(
         codes.mT[..., None],
         score.mT[..., None],

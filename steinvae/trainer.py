@@ -53,6 +53,7 @@ class Trainer:
         networks: Networks | None = None,
     ) -> None:
         self.config, self.dataset, self.run_dir = config, dataset, Path(run_dir)
+        self.alone = False  # whether no command holds the run folder and writes its report
         self.device = choose_device(config.trainer.device)
         pixels = dataset.train.features
         classes = count_classes(config, dataset) if config.data.labelled else None

@@ -40,7 +40,8 @@ class Config:
     """A whole run."""
 
     preset: str | None = None
-    """Name of the preset the other defaults came from."""
+    """Where the other defaults come from: digits, mnist_small, mnist, mnist_viwae, mnist_labels,
+    text, text_deep, tiny_imagenet, imagenet or paper; none: those of digits."""
 
     run_dir: str | None = None
     """Run folder; default runs/<preset or data>-<method>-<seed>, then -2, -3 and so on."""

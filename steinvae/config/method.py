@@ -276,6 +276,9 @@ class MethodConfig:
             require(own == "leave_one_out", "method.self_term", out, own)
             few = "at least 4 for method.kernel linear: two others have no covariance to speak of"
             require(self.codes_per_image >= 4, "method.code_particles", few, codes)
+        if self.kernel == "sum":
+            pair = "at least 2 for method.kernel sum, which divides by the mean over pairs"
+            require(self.codes_per_image >= 2, "method.code_particles", pair, codes)
         divided = "joint for method.normalise_direction, which divides by the mean of one kernel"
         plain = self.kernel == "joint" or not self.normalise_direction
         require(plain, "method.kernel", divided, self.kernel)

@@ -51,8 +51,8 @@ class TrainerConfig:
     """Write metrics as TensorBoard events too, into tensorboard/ of the run folder."""
 
     monitor_every: int = 500
-    """Steps between two comparisons of the Stein direction with the exact field of an injective
-    encoder; at 500 they take 1 to 7 % of the time of the presets' steps. 0 for none."""
+    """Steps between two comparisons of the Stein direction of one joint kernel with the exact field
+    of an injective encoder; at 500 they take 1 to 7 % of the time. 0 for none."""
 
     validate_every: int = 250
     """Steps between two estimates on the validation images."""
@@ -78,7 +78,7 @@ class TrainerConfig:
     """Updates skipped, or rollbacks made, in a row before the run fails."""
 
     baseline: Literal["vae", "none"] = "vae"
-    """An ordinary VAE with the same networks and budget, trained beside stein_vae or iwae."""
+    """A VAE with the same networks, steps and decoder passes that is trained beside the method."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where tensors live; auto takes a GPU when torch sees one."""

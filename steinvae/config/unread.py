@@ -1,8 +1,9 @@
-"""Settings of `method` that the chosen method never reads, so that a run can say so."""
+"""Settings that the chosen method never reads, so that a run can say so."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from steinvae.config import GROUPED, Config, MethodConfig
 
@@ -42,6 +43,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
 SWITCHES: dict[str, tuple[Switch, ...]] = {
     "self_term": (MOVED,),
     "weights": (Switch("importance_samples", 1),),
+    "theta_bandwidth": (Switch("theta_particles", 1), Switch("fixed_theta", True)),
     "log_q": (MOVED, Switch("importance_samples", 1), Switch("weights", "none")),
     "bandwidth": (MOVED, Switch("kernel", "linear", unless=("log_q", "kde"))),
     "bandwidth_factor": (MOVED, Switch("kernel", "linear")),
@@ -53,29 +55,59 @@ SWITCHES: dict[str, tuple[Switch, ...]] = {
 """What leaves a setting unread by those methods."""
 
 
+OF_MODEL: dict[str, tuple[str, ...]] = {
+    "encoder": (*STEIN, "flow_elbo"),
+    "planar_layers": ("planar_flow",),
+}
+"""Settings of `model` that not every method reads, and those that do."""
+
+
 def unread(config: Config, defaults: Config) -> list[str]:
-    """Names under `method` that differ from `defaults`, which are those of the preset, and that
-    nothing learned depends on; a logged statistic may."""
-    own, theirs = config.method, defaults.method
-    changed = [name for name in READ_BY if getattr(own, name) != getattr(theirs, name)]
-    return [f"method.{name}" for name in changed if _idle(own, name)]
+    """Names under `method`, and of OF_MODEL, that differ from `defaults`, which are those of the
+    preset, and that nothing learned depends on; a logged statistic may."""
+    return [setting for setting, _ in _found(config, defaults)]
 
 
 def unread_lines(config: Config, defaults: Config) -> list[str]:
     """A line for each of `unread`, with the reason."""
-    found = []
-    for setting in unread(config, defaults):
-        name = setting.removeprefix("method.")
-        value, why = getattr(config.method, name), _idle(config.method, name)
-        found.append(f"{setting} = {value} has no effect {why}")
-    return found
+    return [
+        f"{setting} = {_value(config, setting)} has no effect {why}"
+        for setting, why in _found(config, defaults)
+    ]
+
+
+def _found(config: Config, defaults: Config) -> Iterator[tuple[str, str]]:
+    settings = [f"model.{name}" for name in OF_MODEL] + [f"method.{name}" for name in READ_BY]
+    for setting in settings:
+        if _value(config, setting) != _value(defaults, setting):
+            why = _why(config, setting)
+            if why is not None:
+                yield setting, why
+
+
+def _value(config: Config, setting: str) -> Any:
+    section, name = setting.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def _why(config: Config, setting: str) -> str | None:
+    section, name = setting.split(".")
+    if section == "method":
+        of_labels = name == "theta_bandwidth" and config.data.labelled  # label decoders read it too
+        return None if of_labels and config.method.is_stein else _idle(config.method, name)
+    readers = OF_MODEL[name]
+    return None if config.method.name in readers else _of_others(config.method, readers)
+
+
+def _of_others(method: MethodConfig, readers: tuple[str, ...]) -> str:
+    return f"on method.name {method.name} (read by {', '.join(readers)})"
 
 
 def _idle(method: MethodConfig, name: str) -> str | None:
     """Why this setting is of no account, if it is."""
     readers = READ_BY.get(name)
     if readers is not None and method.name not in readers:
-        return f"on method.name {method.name} (read by {', '.join(readers)})"
+        return _of_others(method, readers)
     for setting, value, unless in SWITCHES.get(name, ()):
         if getattr(method, setting) == value and not (unless and _acts(method, *unless)):
             return f"with method.{setting} {value}"

@@ -38,6 +38,20 @@ def test_direction_is_the_formula():
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-10)
 
 
+def test_small_kernel_values_are_not_lost_beside_the_diagonal():
+    """k is 1e-6 and less between codes; the mean over pairs is as exact as they are."""
+    codes, score = torch.randn(4, 10, 50), torch.randn(4, 10, 50)
+    got = summed(codes, score, 5.0, 0.7)
+    exact = summed(codes.double(), score.double(), 5.0, 0.7)
+    torch.testing.assert_close(got.double(), exact, rtol=1e-3, atol=1e-4)
+    assert summed(100 * codes, score, 5.0, 0.7).isfinite().all()  # where every k is 0
+
+
+def test_one_code_has_no_pairs():
+    with pytest.raises(ValueError, match=r"method\.code_particles .*at least 2 .*kernel sum"):
+        MethodConfig(kernel="sum", self_term="include", code_particles=1)
+
+
 def correlated(sets: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Standard normal draws, and the factor that makes them draws of N(0, C)."""
     factor = torch.tensor([[1.0, 0, 0], [0.8, 0.6, 0], [0, -0.5, 0.3]]).double()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from steinvae.cli import make_parser, parse_config
@@ -136,6 +138,35 @@ def test_precedence_is_preset_then_file_then_arguments(tmp_path):
     assert (config.seed, config.model.codes, config.model.hidden) == (5, 7, (9, 8))
     assert config.trainer.max_steps == load_preset("mnist_small").trainer.max_steps
     assert config.method.name == "vae"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "said"),
+    [
+        ("preset: mnist_smal\n", (), "preset must be one of"),
+        ("preset: mnist_small\n", ("--preset", "mnist"), "of preset mnist_small, .* preset mnist:"),
+        (
+            "preset: mnist_small\n",
+            ("--seed", "0", "--config", "SECOND"),
+            "of preset mnist_small, .* no preset:",
+        ),
+    ],
+)
+def test_file_of_another_preset_is_refused(text, options, said, tmp_path, capsys):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(text)
+    second.write_text("seed: 3\n")
+    options = [str(second) if option == "SECOND" else option for option in options]
+    with pytest.raises(SystemExit):
+        parse(*options[:2], "--config", str(first), *options[2:])
+    assert re.search(said, " ".join(capsys.readouterr().err.split()))
+
+
+def test_help_names_the_presets(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    shown = capsys.readouterr().out
+    assert all(re.search(rf"\b{name}\b", shown) for name in PRESETS)
 
 
 def test_printed_configuration_can_be_read_back(tmp_path, capsys):

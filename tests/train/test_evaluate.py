@@ -194,6 +194,13 @@ def test_more_images_than_there_are_is_said(finished, capsys):
     assert said in capsys.readouterr().err
 
 
+def test_one_simulated_image_proves_no_order(finished):
+    options = ["--estimators=bdmc", "--simulated=1", "--temperatures=2", "--chains=1", "--seed=3"]
+    (found,) = evaluated(finished, *options)["findings"]
+    verdicts = {each["text"]: each["holds"] for each in found["assumptions"]}
+    assert verdicts["the bounds are in order"] == "not shown"
+
+
 def test_another_seed_stands_beside_and_is_told_from_that_of_the_run(finished):
     evaluated(finished, "--estimators=units,iw_g")
     found = evaluated(finished, "--estimators=units", "--seed=7")

@@ -35,6 +35,16 @@ def test_nets_of_the_appendix_cost_what_they_cost():
     assert plan.flops / (6 * 64 * 20) == pytest.approx(1.6e9, rel=0.05)
 
 
+@pytest.mark.parametrize(("pairing", "each"), [("full", 2), ("strat", 1)])
+def test_printed_weights_have_decoders_of_every_group(pairing, each):
+    """Each of the k groups is seen by its own decoders alone."""
+    many = {"name": "stein_viwae", "weights": "paper", "importance_samples": 3}
+    config = scaled(**many, code_particles=2, theta_particles=2, pairing=pairing)
+    plan = make_image_plan(config)
+    assert (plan.decoders, plan.codes) == (6, 6)
+    assert plan.decoder_passes == config.trainer.batch_size * 6 * each
+
+
 @pytest.mark.parametrize("method", ["stein_vae", "vae"])
 def test_parameters_are_those_of_the_networks(method):
     config = scaled(name=method)

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from steinvae._atomic import InUseError
+from steinvae.checkpoint import lock_run_dir
 from steinvae.logging import read_metrics
-from steinvae.run import prepare_with
+from steinvae.run import prepare_with, train
+from steinvae.signals import StopRequest
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "own_model.md"
 
@@ -36,6 +39,15 @@ def test_example_of_the_documentation_trains(example):
     assert {"config.yaml", "result.json", "samples.png"} <= {
         path.name for path in Path("runs/own").iterdir()
     }
+
+
+def test_run_of_own_networks_has_a_report_and_a_lock(example):
+    assert "iw_g(100)" in Path("runs/own/report.md").read_text("utf-8")
+    config = replace(example["config"], run_dir="runs/second")
+    trainer = prepare_with(example["networks"], config, example["dataset"])
+    held = lock_run_dir(Path("runs/second"))
+    with held, StopRequest() as stop, pytest.raises(InUseError, match="in use by"):
+        train(trainer, stop)
 
 
 def test_run_of_own_networks_is_not_overwritten(example):

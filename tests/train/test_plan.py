@@ -158,6 +158,12 @@ def test_layers_of_gammas_have_the_parameters_of_their_networks(encoder):
     assert plan.flops == 6 * 640 * (200 * 200 + 200 * 50 + 200 * WORDS_OF_A_DOCUMENT["20news"])
 
 
+def test_validation_of_all_images_is_not_called_free():
+    config = load_preset("text")
+    assert config.evaluation.validation_images == 0
+    assert "of all validation images" in make_plan(config).report()
+
+
 def test_command_prints_the_plan_and_trains_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert train.main(["--preset", "paper", "--plan"]) == 0

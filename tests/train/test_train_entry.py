@@ -17,6 +17,9 @@ from steinvae.experiments import mnist_small
 from steinvae.experiments.document import insert
 from steinvae.folder import choose_run_dir
 from steinvae.logging import read_metrics
+from steinvae.plan import make_plan
+from steinvae.presets import load_preset
+from steinvae.run import baseline
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = [
@@ -119,6 +122,15 @@ def test_the_baseline_is_a_plain_vae_beside_any_method(options, tmp_path):
     result = json.loads((folder / "result.json").read_text())
     assert [each["method"] for each in result["baselines"]] == ["vae"]
     assert "No density" not in (folder / "report.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("preset", ["digits", "mnist", "mnist_viwae", "paper"])
+def test_the_baseline_decodes_as_often_as_the_method(preset):
+    config = load_preset(preset)
+    dealt = replace(config, method=replace(config.method, theta_particles=1, pairing="full"))
+    beside = baseline(dealt)
+    assert beside is not None
+    assert make_plan(beside).decoder_passes == make_plan(dealt).decoder_passes
 
 
 @pytest.mark.parametrize("method", ["vae", "iwae"])

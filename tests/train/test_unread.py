@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steinvae import train
-from steinvae.config import Config, MethodConfig
+from steinvae.config import Config, MethodConfig, ModelConfig
 from steinvae.config.unread import READ_BY, SWITCHES, unread, unread_lines
 from steinvae.presets import PRESETS, load_preset
 from steinvae.trainer import Trainer
@@ -46,6 +46,8 @@ CASES = [
     {"name": "stein_vae", "kernel": "linear"},
     {"name": "stein_vae", "mass_rate": 0.3},
     {"name": "stein_vae", "regression_steps": 3},
+    {"name": "stein_vae", "theta_particles": 1},
+    {"name": "stein_vae", "fixed_theta": True},
     VIWAE,
     VIWAE | {"importance_samples": 1},
     VIWAE | {"weights": "none", "theta_particles": 2},
@@ -60,6 +62,7 @@ CASES = [
     {"name": "flow_elbo"},
 ]
 LABELLED = [{"name": name} for name in ("stein_vae", "vae", "m2", "supervised")]
+LABELLED += [{"name": "stein_vae", "theta_particles": 1}]
 
 
 @pytest.fixture
@@ -118,6 +121,23 @@ def test_what_a_preset_sets_is_not_named(name):
     method = replace(preset.method, name="vae", move_codes=False)
     beside = replace(preset, method=method)
     assert unread(beside, preset) == []
+
+
+@pytest.mark.parametrize("name", ["vae", "planar_flow", "stein_vae", "flow_elbo"])
+@pytest.mark.parametrize(("setting", "value"), [("encoder", "gaussian"), ("planar_layers", 3)])
+def test_what_of_the_model_is_named(name, setting, value, tiny, digits, tmp_path):
+    def after(**model) -> dict[str, Tensor]:
+        config = tiny(model={"codes": 3, "hidden": (4,), **model}, method={"name": name})
+        trainer = Trainer(config, digits, tmp_path)
+        trainer.update(0, monitor=False)
+        return trainer.tensors()
+
+    before, changed = after(), after(**{setting: value})
+    same = before.keys() == changed.keys() and all(
+        torch.equal(before[key], changed[key]) for key in before
+    )
+    config = Config(model=ModelConfig(**{setting: value}), method=MethodConfig(name=name))
+    assert unread(config, Config()) == ([f"model.{setting}"] if same else [])
 
 
 def test_reasons_are_given():
