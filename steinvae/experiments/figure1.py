@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from steinvae.data import step_generator
-from steinvae.experiments.cells import read
+from steinvae.experiments.cells import Record, announce, read
 from steinvae.experiments.known_posterior import Score, find, write_scores
 from steinvae.experiments.mixture_cells import (
     TEST,
@@ -84,20 +84,26 @@ def rows(noise: float) -> list[MixtureCell]:
 
 def run(root: str | None, seeds: Sequence[int], output: Path, run_dir: Path) -> str:
     """Train and score what has no records yet, and return the tables. `root` is not used."""
+    both = (BIMODAL, PRINTED)  # seed by seed, so that a partial run compares the rows
+    wanted = [replace(row, seed=seed) for seed in seeds for noise in both for row in rows(noise)]
+    written = read(output)
+    missing = [cell for cell in wanted if not _has_records(cell, written)]
+    announce(len(wanted), output, [None for _ in missing])
+    for seed in seeds:
+        for noise in both:
+            _run_floor(noise, seed, output)
     with StopRequest() as stop:
-        for seed in seeds:  # seed by seed, so that a partial run compares the rows
-            for noise in (BIMODAL, PRINTED):
-                _run_floor(noise, seed, output)
-                for row in rows(noise):
-                    run_cell(replace(row, seed=seed), output, run_dir, stop)
+        for cell in missing:
+            run_cell(cell, output, run_dir, stop)
     return table(output, seeds)
 
 
+def _has_records(cell: MixtureCell, records: Sequence[Record]) -> bool:
+    return bool(find(records, cell.method, cell.setting(), cell.seed))
+
+
 def run_cell(cell: MixtureCell, output: Path, run_dir: Path, stop: StopRequest) -> None:
-    """Train and score one cell, unless `output` has its records."""
-    if find(read(output), cell.method, cell.setting(), cell.seed):
-        print(f"{cell.row}, sigma {cell.noise:g}, seed {cell.seed}: already in {output}")
-        return
+    """Train and score one cell."""
     model = section_5_1(cell.noise)
     dataset = points(model)
     networks = build(cell, model)

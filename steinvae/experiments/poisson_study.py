@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from steinvae.data import Dataset
-from steinvae.experiments.cells import read
+from steinvae.experiments.cells import announce, read
 from steinvae.experiments.known_posterior import (
     Record,
     Score,
@@ -105,11 +105,18 @@ class Runner:
 
     def run(self, seeds: Sequence[int], output: Path) -> str:
         """Train and score what has no records in `output` yet, and return the table."""
+        wanted = [replace(row, seed=seed) for seed in seeds for row in self.table.rows]
+        written = read(output)
+        missing = [
+            cell
+            for cell in wanted
+            if not find(written, cell.method, cell.setting(self.table.setting), cell.seed)
+        ]
+        announce(len(wanted), output, [None for _ in missing])
         with StopRequest() as stop:
             self._run_floor(output)
-            for seed in seeds:
-                for row in self.table.rows:
-                    self._run_cell(replace(row, seed=seed), output, stop)
+            for cell in missing:
+                self._run_cell(cell, output, stop)
         return self.table.draw(output, seeds)
 
     def picture(self, path: Path, rows: Sequence[int], document: int) -> None:
@@ -133,9 +140,6 @@ class Runner:
 
     def _run_cell(self, cell: PoissonCell, output: Path, stop: StopRequest) -> None:
         setting = cell.setting(self.table.setting)
-        if find(read(output), cell.method, setting, cell.seed):
-            print(f"{cell.row}, seed {cell.seed}: already in {output}")
-            return
         truth = self.truth.first
         networks = build(cell, self.known)
         config = cell.config(self._folder(cell), self.table.test)

@@ -14,7 +14,7 @@ import torch
 
 from steinvae.config import Config
 from steinvae.data import BatchSampler, Dataset, step_generator
-from steinvae.experiments.cells import Cell, Record, read, train_cell
+from steinvae.experiments.cells import Cell, Record, announce, read, train_cell
 from steinvae.experiments.direction_variants import DEFAULT, VARIANTS
 from steinvae.experiments.gradient_noise import Power, measure
 from steinvae.experiments.stein_encoder import STEPS, configuration
@@ -49,18 +49,18 @@ the fewest codes."""
 def run(root: str | None, seeds: Sequence[int], output: Path, run_dir: Path) -> str:
     """Train and look at the checkpoints that have no record yet, and return the tables."""
     known = {(record["setting"]["steps"], record["seed"]) for record in read(output)}
+    wanted = [(steps, seed) for seed in seeds for steps in STEPS]
+    missing = [cell for cell in wanted if cell not in known]
+    announce(len(wanted), output, [None for _ in missing])
     dataset: Dataset | None = None
     with StopRequest() as stop:
-        for seed in seeds:
-            for steps in STEPS:
-                if (steps, seed) in known:
-                    continue
-                cell = Cell(f"Stein VIWAE {steps}", configuration("Stein", steps, seed, root))
-                dataset = dataset or load_data(cell.config)
-                train_cell(cell, dataset, run_dir, stop)
-                folder = cell.folder(run_dir)
-                networks = load_model(folder, cell.config, dataset.train.features)
-                append_records(output, list(look(cell.config, networks, dataset)))
+        for steps, seed in missing:
+            cell = Cell(f"Stein VIWAE {steps}", configuration("Stein", steps, seed, root))
+            dataset = dataset or load_data(cell.config)
+            train_cell(cell, dataset, run_dir, stop)
+            folder = cell.folder(run_dir)
+            networks = load_model(folder, cell.config, dataset.train.features)
+            append_records(output, list(look(cell.config, networks, dataset)))
     return table(output, seeds)
 
 

@@ -20,7 +20,7 @@ from steinvae.density import evenly_spaced
 from steinvae.density.annealed import ais
 from steinvae.density.annealing import Annealing
 from steinvae.device import prepare_process
-from steinvae.experiments.cells import Record, mean_and_error, read
+from steinvae.experiments.cells import Record, announce, mean_and_error, read
 from steinvae.presets import mnist_small
 from steinvae.report import append_records, markdown_table, tidy_record
 from steinvae.run import load_data
@@ -79,12 +79,11 @@ def configuration(row: str, steps: int, seed: int, root: str | None) -> Config:
 def run(root: str | None, seeds: Sequence[int], output: Path, run_dir: Path) -> str:
     """Train and measure what has no record yet, and return the tables."""
     known = {_key(record) for record in read(output)}
-    for steps in STEPS:
-        for seed in seeds:
-            for row in ROWS:
-                if (row, steps, seed) not in known:
-                    config = configuration(row, steps, seed, root)
-                    append_records(output, [measure(row, config, run_dir)])
+    wanted = [(row, steps, seed) for steps in STEPS for seed in seeds for row in ROWS]
+    missing = [cell for cell in wanted if cell not in known]
+    announce(len(wanted), output, [None for _ in missing])
+    for row, steps, seed in missing:
+        append_records(output, [measure(row, configuration(row, steps, seed, root), run_dir)])
     return table(output, seeds)
 
 

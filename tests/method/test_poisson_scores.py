@@ -129,7 +129,7 @@ def test_the_study_runs_once_and_draws_its_table_and_picture(short, tmp_path, ca
     before = output.read_text()
     assert poisson_small.run(None, [0], output, tmp_path / "runs") == text
     assert output.read_text() == before
-    assert "already in" in capsys.readouterr().out
+    assert ", 0 to run" in capsys.readouterr().out
 
 
 def test_a_picture_without_finished_runs_says_what_is_missing(short, tmp_path):
