@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from steinvae.config import IN_FILES
 from steinvae.data import Dataset
 from steinvae.experiments.cells import Cell, Record, announce, read, train_cell, with_threads
 from steinvae.experiments.pilot import with_steps
 from steinvae.labels.results import ESTIMATOR, label_metrics
+from steinvae.labels.task import count_classes
 from steinvae.report import append_records, tidy_record
 from steinvae.run import load_data
 from steinvae.signals import StopRequest
@@ -25,9 +27,13 @@ class Task:
     paper: Callable[[str], float | None]
     """The paper's error of a cell by its name, as a fraction."""
 
+    classes: int | None = None
+    """Of images in files, whose data set is whatever lies there; others have it by their name."""
+
     def setting(self, cell: Cell) -> dict[str, Any]:
-        """`Cell.setting` and the budget."""
-        return cell.setting() | {"budget": self.budget}
+        """`Cell.setting`, the budget and the classes."""
+        of_files = {} if self.classes is None else {"classes": self.classes}
+        return cell.setting() | {"budget": self.budget} | of_files
 
 
 def run_labelled(
@@ -35,6 +41,10 @@ def run_labelled(
 ) -> None:
     """Train the cells that have no record in `output`, one after the other, in `folder`."""
     dataset: Dataset | None = None
+    config = wanted[0].config
+    if config.data.name == IN_FILES:
+        dataset = load_data(config)
+        task = replace(task, classes=count_classes(config, dataset))
     written = read(output)
     missing = [cell.minutes for cell in wanted if not done(cell, task, written)]
     announce(len(wanted), output, missing)

@@ -53,20 +53,21 @@ def paper_error(cell_name: str) -> float | None:
 
 
 def draw(records: Sequence[Record]) -> str:
-    """Markdown: a section for every size of images, budget, minutes, S and zeta with records."""
-    parts: dict[tuple[int, str, float, int, float], list[Record]] = {}
+    """Markdown: a section for every data set, budget, minutes, S and zeta with records."""
+    parts: dict[tuple[int, int, str, float, int, float], list[Record]] = {}
     for record in records:
         setting = record["setting"]
         codes = setting["code_particles"] * setting.get("importance_samples", 1)
         weight = setting.get("zeta", 0.0)  # 0: the paper's X/(C rho)
-        key = (setting["crop"], setting["budget"], setting["minutes"], codes, weight)
+        images = (setting["crop"], setting["classes"])
+        key = (*images, setting["budget"], setting["minutes"], codes, weight)
         parts.setdefault(key, []).append(record)
     sections = []
-    for (crop, budget, minutes, codes, weight), part in sorted(parts.items()):
+    for (crop, classes, budget, minutes, codes, weight), part in sorted(parts.items()):
         found = group(part)
         size = _TITLES.get(crop, f"{crop} x {crop}")
         title = (
-            f"### {size}, S = {codes}{f', ζ = {weight:,g}' if weight else ''}: "
+            f"### {size}, {classes} classes, S = {codes}{f', ζ = {weight:,g}' if weight else ''}: "
             f"{minutes:g} minutes of {_TIMES[budget]} for the updates of a cell"
         )
         sections += [title, _accuracy(found), _caption(found), _quality(found), _tests(found)]

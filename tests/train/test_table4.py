@@ -48,6 +48,7 @@ GROUP_OF_FOUR = {"code_particles": 1, "importance_samples": 4}
 
 def record(method: str, split: int, error: float, share: float = 0.1, crop: int = 64) -> list:
     setting = {"label_fraction": share, "steps": 4500, "budget": "cpu", "minutes": 8, "crop": crop}
+    setting |= {"classes": 40}
     setting |= {"code_particles": 4} if method != "stein_viwae" else GROUP_OF_FOUR
     base = {"method": method, "seed": split, "setting": setting, "n": 2000}
     values = dict.fromkeys(("label_nll", "label_ece", "single_nll", "temperature"), 0.1)
@@ -77,6 +78,7 @@ def test_table_shows_accuracy_beside_the_paper_and_chance():
         ({"minutes": 60.0}, "S = 4: 60 minutes of one core"),
         ({"code_particles": 2}, "S = 2: 8 minutes of one core"),
         ({"zeta": 2000.0}, "S = 4, ζ = 2,000: 8 minutes of one core"),
+        ({"classes": 200}, "200 classes, S = 4: 8 minutes of one core"),
     ],
 )
 def test_cells_of_another_setting_stand_apart(changed, title):
@@ -118,6 +120,7 @@ def test_cells_are_run_once(tmp_path, monkeypatch, capsys, tiny):
     found = {line["metric"]: line["value"] for line in lines}
     assert {line["experiment"] for line in lines} == {"table4"}
     assert (found["classes"], lines[0]["n"]) == (CLASSES, CLASSES * VAL)
+    assert lines[0]["setting"]["classes"] == CLASSES
     assert not any("paper" in line for line in lines)
     time = "(about 0 minutes at 0.0001 minutes a cell)"
     announced = f"1 cell: 0 have records in {output}, 1 to run {time}\n"
