@@ -1,6 +1,7 @@
 #include "gram.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace stein {
 
@@ -136,6 +137,16 @@ void column_mass(const T* gram, Index ld, Index m, Index n, T c, T* mass) {
 }
 
 template <class T>
+bool is_scattered(const Set<T>& s, const T* squared, Index ld, double h) {
+  T most = tile_ops<T>().largest(1, s.n, squared, ld, nullptr);
+  for (Index i = 0; i < s.m && !s.self(); ++i) {
+    const T one = squared[i * ld];
+    if (std::isfinite(one)) most = std::max(most, one);
+  }
+  return most > kScattered * kScattered * h;
+}
+
+template <class T>
 void weighted_sum(const Set<T>& s, const T* gram, Index ld, double h, const T* own, double factor,
                   T* phi) {
   const auto& ops = tile_ops<T>();
@@ -165,12 +176,46 @@ void weighted_sum(const Set<T>& s, const T* gram, Index ld, double h, const T* o
   });
 }
 
+template <class T>
+void direct_sum(const Set<T>& s, const T* gram, Index ld, double h, const T* own, double factor,
+                T* phi) {
+  const auto& ops = tile_ops<T>();
+  const T c = static_cast<T>(2.0 / h);
+  const Index block = std::min<Index>(s.d, 256), tiles = at::divup(s.n, kTargets);
+  parallel(at::divup(s.d, block) * tiles, 1, [&](Index begin, Index end) {
+    Buffer<T> targets(block * kTargets), field(block * kTargets);
+    Buffer<double> sum(block * kTargets);
+    for (Index task = begin; task < end; ++task) {
+      const Index f0 = task / tiles * block, features = std::min(block, s.d - f0);
+      const Index j0 = task % tiles * kTargets, lanes = std::min(kTargets, ld - j0);
+      const Index real = std::min(lanes, s.n - j0);
+      std::fill_n(targets.get(), features * kTargets, T{0});
+      ops.transpose(real, features, s.targets() + j0 * s.d + f0, s.d, targets, kTargets);
+      std::fill_n(sum.get(), features * lanes, 0.0);
+      for (Index i0 = 0; i0 < s.m; i0 += kSources) {
+        ops.direct_field(std::min(kSources, s.m - i0), features, lanes, gram + i0 * ld + j0, ld,
+                         s.x + i0 * s.d + f0, s.g + i0 * s.d + f0, s.d, targets, kTargets, c, field,
+                         lanes);
+        ops.add(features * lanes, field, sum);
+      }
+      for (Index j = 0; j < real; ++j)
+        for (Index f = 0; f < features; ++f) {
+          const Index at = (j0 + j) * s.d + f0 + f;
+          const double alone = own ? static_cast<double>(own[j0 + j]) * s.g[at] : 0.0;
+          phi[at] = static_cast<T>(factor * (sum[f * lanes + j] + alone));
+        }
+    }
+  });
+}
+
 #define STEIN_INSTANTIATE(T)                                          \
   template void mirror<T>(T*, Index, Index);                          \
   template void squared_distances<T>(const Set<T>&, T*, Index);       \
   template void radial_gram<T>(const Set<T>&, T*, Index, double);     \
   template void column_mass<T>(const T*, Index, Index, Index, T, T*); \
-  template void weighted_sum<T>(const Set<T>&, const T*, Index, double, const T*, double, T*);
+  template bool is_scattered<T>(const Set<T>&, const T*, Index, double);                       \
+  template void weighted_sum<T>(const Set<T>&, const T*, Index, double, const T*, double, T*); \
+  template void direct_sum<T>(const Set<T>&, const T*, Index, double, const T*, double, T*);
 STEIN_INSTANTIATE(float)
 STEIN_INSTANTIATE(double)
 

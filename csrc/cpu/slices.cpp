@@ -38,34 +38,6 @@ void distances_of_set(const Set<T>& s, T* out) {
   for (Index i = 0; i < s.m; ++i) std::copy_n(squared + i * ld, s.n, out + i * s.n);
 }
 
-// phi = P^T g + c sum P (y - x) + own g by differences, for the few features where the split of
-// weighted_sum cancels: see kDirect.
-template <class T>
-void direct_sum(const Set<T>& s, const T* p, Index ld, double h, const T* own, T* phi) {
-  const auto& ops = tile_ops<T>();
-  Buffer<T> targets(s.d * ld);
-  pack_features(s.targets(), s.n, s.d, targets.get(), ld);
-  parallel(at::divup(s.n, kTargets), 1, [&](Index begin, Index end) {
-    Buffer<T> field(s.d * kTargets);
-    Buffer<double> sum(s.d * kTargets);
-    for (Index t = begin; t < end; ++t) {
-      const Index j0 = t * kTargets, lanes = std::min(kTargets, ld - j0);
-      std::fill_n(sum.get(), s.d * lanes, 0.0);
-      for (Index i0 = 0; i0 < s.m; i0 += kSources) {
-        ops.direct_field(std::min(kSources, s.m - i0), s.d, lanes, p + i0 * ld + j0, ld,
-                         s.x + i0 * s.d, s.g + i0 * s.d, s.d, targets + j0, ld,
-                         static_cast<T>(2 / h), field, lanes);
-        ops.add(s.d * lanes, field, sum);
-      }
-      for (Index j = j0; j < std::min(s.n, j0 + kTargets); ++j)
-        for (Index f = 0; f < s.d; ++f) {
-          const double alone = own ? static_cast<double>(own[j]) * s.g[j * s.d + f] : 0.0;
-          phi[j * s.d + f] = static_cast<T>(sum[f * lanes + j - j0] + alone);
-        }
-    }
-  });
-}
-
 // The diagonal of a set with itself has no difference: it is taken out and its scores added.
 template <class T>
 void direction_of_set(const Set<T>& s, const T* coefficients, double h, T* phi) {
@@ -82,7 +54,7 @@ void direction_of_set(const Set<T>& s, const T* coefficients, double h, T* phi) 
   }
   const T* added = s.self() ? own.get() : nullptr;
   if (s.d <= kDirect)
-    direct_sum(s, p.get(), ld, h, added, phi);
+    direct_sum(s, p.get(), ld, h, added, 1.0, phi);
   else
     weighted_sum(s, p.get(), ld, h, added, 1.0, phi);
 }

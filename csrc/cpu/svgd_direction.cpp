@@ -8,6 +8,7 @@
 // The diagonal of a set with itself (k = 1, difference 0) never enters a sum: it is added apart, so
 // the repulsion of a particle on itself is exactly 0 and not a rounding error.
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -32,14 +33,16 @@ template <class T>
 void direction_tiled(const Set<T>& s, double h, T* phi) {
   const auto& ops = tile_ops<T>();
   const Index ldm = padded(s.m), ldn = padded(s.n);
-  const bool direct = s.d <= kDirect;
   const T c = static_cast<T>(2.0 / h), scale = static_cast<T>(-1.0 / h);
   Buffer<T> x_packed(s.d * ldm), y_packed(s.self() ? 0 : s.d * ldn), centre(s.d);
+  centre_of(s, centre.get());
+  // Rounding of x - centre must not show beside differences of sqrt(h), where kernel values are.
+  const bool direct =
+      s.d <= kDirect || ops.largest(s.m, s.d, s.x, s.d, centre) > kScattered * std::sqrt(h);
   Buffer<T> drive(direct ? 0 : s.m * s.d);
   pack_features(s.x, s.m, s.d, x_packed.get(), ldm);
   if (!s.self()) pack_features(s.y, s.n, s.d, y_packed.get(), ldn);
   const T* targets = s.self() ? x_packed.get() : y_packed.get();
-  centre_of(s, centre.get());
   if (!direct)
     parallel(s.m, 512, [&](Index begin, Index end) {
       ops.drive(end - begin, s.d, s.d, s.x + begin * s.d, s.g + begin * s.d, s.d, centre, c,
@@ -86,11 +89,12 @@ void direction_tiled(const Set<T>& s, double h, T* phi) {
 
 // phi from the weighted kernel values; the pair (j, j), whose value is 1, is added apart.
 template <class T>
-void apply_gram(const Set<T>& s, const T* gram, Index ld, double h, T* phi) {
+void apply_gram(const Set<T>& s, const T* gram, Index ld, double h, bool direct, T* phi) {
   Buffer<T> own(s.n);
   const bool add_own = s.self() && !s.leave_one_out;
   for (Index j = 0; j < s.n; ++j) own[j] = s.w && add_own ? s.w[j] : T{1};
-  weighted_sum(s, gram, ld, h, add_own ? own.get() : nullptr, s.factor(), phi);
+  const auto sum = direct ? &direct_sum<T> : &weighted_sum<T>;
+  sum(s, gram, ld, h, add_own ? own.get() : nullptr, s.factor(), phi);
 }
 
 // h is taken where it is not NaN-marked by `rule`; otherwise the rule makes it from the same
@@ -115,8 +119,9 @@ double direction_of_set(const Set<T>& s, const double* h_given, const char* rule
       h = bandwidth_from_median(median_from_gram(gram.get(), ld, s.x, s.m, s.d), s.m, rule);
     h = static_cast<double>(static_cast<T>(h));
   }
+  const bool direct = is_scattered(s, gram.get(), ld, h);
   radial_gram(s, gram.get(), ld, h);
-  apply_gram(s, gram.get(), ld, h, phi);
+  apply_gram(s, gram.get(), ld, h, direct, phi);
   return h;
 }
 

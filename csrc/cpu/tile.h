@@ -85,6 +85,8 @@ struct TileOps {
   // out = a x + b y + p u + q v, n values; without the last two where u or v is null
   void (*combine)(Index n, T a, const T* x, T b, const T* y, T p, const T* u, T q, const T* v,
                   T* out);
+  // the largest finite |x[r][l] - centre[l]|, n lanes; centre null: 0
+  T (*largest)(Index rows, Index n, const T* x, Index ldx, const T* centre);
   // whether none of n values is NaN or infinite
   bool (*all_finite)(Index n, const T* values);
   // how many of n values have bits below `limit`

@@ -168,6 +168,41 @@ STEIN_INLINE Index lane_sum(typename Simd<T>::I v) {
   return lanes[0];
 }
 
+// On bits, as those of a value that is not negative order as the value.
+template <class T>
+T largest(Index rows, Index n, const T* x, Index ldx, const T* centre) {
+  using S = Simd<T>;
+  using Integer = typename S::Integer;
+  const T infinity = std::numeric_limits<T>::infinity();
+  Integer limit, most = 0;
+  __builtin_memcpy(&limit, &infinity, sizeof(limit));
+  constexpr Integer kSign = std::numeric_limits<Integer>::max();
+  typename S::I lanes = {};
+  for (Index r = 0; r < rows; ++r, x += ldx) {
+    Index l = 0;
+    for (; l + S::W <= n; l += S::W) {
+      typename S::V apart = load(x + l);
+      if (centre) apart -= load(centre + l);
+      typename S::I bits;
+      __builtin_memcpy(&bits, &apart, sizeof(bits));
+      bits = bits & kSign;
+      bits = bits < limit ? bits : typename S::I{};
+      lanes = lanes < bits ? bits : lanes;
+    }
+    for (; l < n; ++l) {
+      const T apart = x[l] - (centre ? centre[l] : T{0});
+      Integer bits;
+      __builtin_memcpy(&bits, &apart, sizeof(bits));
+      bits &= kSign;
+      if (bits < limit && most < bits) most = bits;
+    }
+  }
+  for (int lane = 0; lane < S::W; ++lane) most = most < lanes[lane] ? lanes[lane] : most;
+  T result;
+  __builtin_memcpy(&result, &most, sizeof(result));
+  return result;
+}
+
 constexpr Index kCountRun = Index{1} << 20;  // keeps 32-bit lane counters far from overflow
 
 template <class T>

@@ -248,6 +248,7 @@ const TileOps<T>& table(const char* name) {
                                  &subtract<T>,
                                  &centred_dot<T>,
                                  &combine<T>,
+                                 &largest<T>,
                                  &all_finite<T>,
                                  &count_below<T>,
                                  &select<T>,

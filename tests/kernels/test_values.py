@@ -139,6 +139,29 @@ def test_two_clusters_far_apart(kernels):
     assert_relative_error(phi, exact, 1e-5)
 
 
+@pytest.mark.parametrize("kernels", ["compiled", "composite"], indirect=True)
+@pytest.mark.parametrize("gap", [30.0, 1e3, 1e4])
+@pytest.mark.parametrize("far", ["one particle", "every second"])
+@pytest.mark.parametrize("shape", [(40, 17), (600, 20), (30, 300), (20, 5000)], ids=str)
+@pytest.mark.parametrize("query", [False, True])
+def test_far_off_particles_cost_the_others_no_digit(kernels, gap, far, shape, query):
+    """At any number of features, in every flow, whether the bandwidth knows of them or not."""
+    p = gaussian_problem(*shape, queries=33)
+    x = p.x.clone()
+    x[: 1 if far == "one particle" else None : 2] += gap
+    y = x[:33] + 0.5 if query else None
+    for h in (sk.median_bandwidth(x), torch.tensor(float(shape[1]))):
+        phi = sk.svgd_direction(x, p.grad, weights=p.weights, query=y, bandwidth=h)[:33]
+        exact = reference.svgd_direction(
+            x.double(),
+            p.grad.double(),
+            weights=p.weights.double(),
+            query=(x[:33] if y is None else y).double(),
+            bandwidth=h.double(),
+        )
+        assert_relative_error(phi, exact, 2e-6)
+
+
 def test_a_bandwidth_tensor_of_zero_or_below_stays_in_its_set(kernels):
     """Its sign is not read (that would wait for the device): NaN or garbage, in that set alone."""
     p = gaussian_problem(3, 9, 2)
