@@ -22,19 +22,21 @@ struct Gradients {
 // Sums over rows for one tile of `width` lanes; entry (f, l) of a field at [f * width + l].
 struct LaneSums {
   Index d, fields, width = 0;
-  Buffer<double> field, sum, mass, weight;
+  Buffer<double> field, sum, mass, weight, spread;
   LaneSums(Index d_in, Index fields_in)
       : d(d_in),
         fields(fields_in),
         field(fields * d * kTargets),
         sum(kTargets),
         mass(kTargets),
-        weight(kTargets) {}
+        weight(kTargets),
+        spread(kTargets) {}
   double* of(Index k) const { return field + k * d * width; }
   void clear(Index lanes) {
     width = lanes;
     std::fill_n(field.get(), fields * d * width, 0.0);
-    for (double* p : {sum.get(), mass.get(), weight.get()}) std::fill_n(p, width, 0.0);
+    for (double* p : {sum.get(), mass.get(), weight.get(), spread.get()})
+      std::fill_n(p, width, 0.0);
   }
 };
 

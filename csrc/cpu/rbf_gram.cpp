@@ -1,7 +1,7 @@
 // rbf_gram and its backward: K_ij = exp(-|x_i - y_j|^2 / h).
 //
-// Backward, with B = V o K: dx_i = c sum_j B_ij (y_j - x_i), dy_j = c sum_i B_ij (x_i - y_j). K
-// does not change under (x, y, h) -> (s x, s y, s^2 h), so 2 h dh = -x.dx - y.dy.
+// Backward, with B = V o K: dx_i = c sum_j B_ij (y_j - x_i), dy_j = c sum_i B_ij (x_i - y_j),
+// dh = sum_ij B_ij |x_i - y_j|^2 / h^2.
 #include <algorithm>
 #include <optional>
 #include <tuple>
@@ -72,7 +72,7 @@ double gradient_of_lanes(const Packed<T>& row_x, const T* row_centred, Index row
         }
         PairTile<T> t{};
         t.rows = n, t.lanes = width, t.ld = width, t.kernel = s.kernel, t.p = s.p, t.h = h, t.c = c;
-        t.sum = sums.sum;
+        t.sum = sums.sum, t.spread = sums.spread;
         ops.direction_backward(t);  // p = k p
         s.gather(row_centred + i0 * d, d, n, width, s.p, sums.of(0));
       },
@@ -83,12 +83,12 @@ double gradient_of_lanes(const Packed<T>& row_x, const T* row_centred, Index row
             const double value =
                 c * (sums.of(0)[f * sums.width + l] - sums.sum[l] * lane_centred[at]);
             out[at] = static_cast<T>(value);
-            scaling[t] -= lane_centred[at] * value;
           }
+        for (Index l = 0; l < real; ++l) scaling[t] += sums.spread[l];
       });
   double total = 0;
   for (const double part : scaling) total += part;
-  return total / (2 * h);
+  return total / (2.0 * h * h);  // every pair was there twice
 }
 
 template <class T>

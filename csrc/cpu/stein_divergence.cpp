@@ -6,7 +6,7 @@
 //   dy_j = sum_i R_ij (y_j - x_i) - c sum_i q_ij g_i
 //   dg_i = -c sum_j q_ij (y_j - x_i)
 //   dw_i = sum_j v_j k_ij t_ij
-// div(s x, g/s, s^2 h) = div(x, g, h)/s^2, so 2 h dh = g.dg - x.dx - y.dy - 2 sum_i w_i dw_i.
+//   h dh = -sum_ij R_ij r2_ij / 2 - sum_i w_i dw_i
 // Pair (i, i) of a set with itself has t = c d and nothing else; it is added apart.
 #include <algorithm>
 #include <optional>
@@ -134,7 +134,7 @@ class Backward {
           PairTile<T> t{};
           t.rows = n, t.lanes = width, t.ld = width, t.kernel = tile.kernel;
           t.h = static_cast<T>(h), t.c = a.c, t.d = s.d;
-          t.sum = sums.sum, t.mass = sums.mass, t.weight = sums.weight;
+          t.sum = sums.sum, t.mass = sums.mass, t.weight = sums.weight, t.spread = sums.spread;
           if (as_target) {  // row: source, lane: target
             const Packed<T>& y = a.targets_centred();
             ops.product(s.d, n, width, a.g.data + i0, a.g.ld, y.data + j0, y.ld, tile.p, width);
@@ -157,10 +157,10 @@ class Backward {
             if (as_source)
               source(j0 + l, l, sums, as_target, scaling[t]);
             else
-              target(j0 + l, l, sums, scaling[t]);
+              target(j0 + l, l, sums);
           }
         });
-    for (const double part : scaling) out.dh += part / (2 * h);
+    for (const double part : scaling) out.dh += part / h;
   }
 
   void source(Index i, Index l, const LaneSums& sums, bool both, double& scaling) const {
@@ -176,19 +176,18 @@ class Backward {
       const double dg = -a.c * weight * (sums.of(2)[at] - sums.mass[l] * x[f]);
       out.dx[i * s.d + f] = static_cast<T>(dx);
       out.dg[i * s.d + f] = static_cast<T>(dg);
-      scaling += g[f] * dg - x[f] * dx;
     }
-    scaling -= 2 * weight * dw;
+    // Of a set with itself `spread` has every pair twice: as (row, lane) and as (lane, row).
+    scaling -= factor * sums.spread[l] / (both ? 4 : 2) + weight * dw;
     if (out.dw) out.dw[i] = static_cast<T>(dw);
   }
 
-  void target(Index j, Index l, const LaneSums& sums, double& scaling) const {
+  void target(Index j, Index l, const LaneSums& sums) const {
     const T* y = a.target_rows() + j * s.d;
     for (Index f = 0; f < s.d; ++f) {
       const Index at = f * sums.width + l;
       const double dy = s.factor() * (sums.sum[l] * y[f] - sums.of(0)[at] - a.c * sums.of(1)[at]);
       out.dy[j * s.d + f] = static_cast<T>(dy);
-      scaling -= y[f] * dy;
     }
   }
 };

@@ -6,8 +6,7 @@
 //   dw_i = sum_j k_ij a_ij
 //   dx_i = c [sum_j B_ij (y_j - x_i) - dg_i]
 //   dy_j = c [sum_i B_ij (x_i - y_j) + v_j sum_i w_i k_ij]
-// phi(s x, g/s, s^2 h) = phi(x, g, h)/s, so dh needs no pair of its own:
-//   2 h dh = g.dg - x.dx - y.dy - sum_i w_i dw_i
+//   h dh = sum_ij B_ij |y_j - x_i|^2 / h + g.dg - sum_i w_i dw_i
 // Pair (i, i) of a set with itself has only dg_i = w_i v_i and dw_i = g_i.v_i; it is added apart.
 #include <optional>
 #include <vector>
@@ -72,7 +71,7 @@ struct Pass {
           t.row_shift = row_shift ? row_shift + i0 : nullptr;
           t.lane_shift = lane_shift ? lane_shift + j0 : nullptr;
           t.h = h, t.c = 2 / h;
-          t.sum = sums.sum, t.mass = sums.mass, t.weight = sums.weight;
+          t.sum = sums.sum, t.mass = sums.mass, t.weight = sums.weight, t.spread = sums.spread;
           ops.direction_backward(t);
           s.gather(sum_x + i0 * d, d, n, width, t.p ? t.p : t.q, sums.of(0));
           if (row_v) s.gather(sum_v + i0 * d, d, n, width, s.kernel, sums.of(1));
@@ -116,7 +115,8 @@ void backward_tiled(const Set<T>& s, const T* v, double h, Gradients<T>& out) {
       const double dw =
           sums.weight[l] + (own ? ops.centred_dot(s.d, s.g + i * s.d, nullptr, v + i * s.d) : 0.0);
       if (out.dw) out.dw[i] = static_cast<T>(dw);
-      scaling[t] -= weight * dw;
+      // Of a set with itself `spread` has every pair twice: as (row, lane) and as (lane, row).
+      scaling[t] += (s.self() ? factor / 2 : weight) * sums.spread[l] / h - weight * dw;
     }
     Buffer<T> dx(s.d * sums.width), dg(s.d * sums.width);
     ops.lane_gradients(s.d, sums.width, 2 / h, sums.of(0), sums.of(1), sources.x.data + j0,
@@ -125,8 +125,7 @@ void backward_tiled(const Set<T>& s, const T* v, double h, Gradients<T>& out) {
     ops.transpose(s.d, real, dx, sums.width, out.dx + j0 * s.d, s.d);
     ops.transpose(s.d, real, dg, sums.width, out.dg + j0 * s.d, s.d);
     const Index from = j0 * s.d, count = real * s.d;
-    scaling[t] += ops.centred_dot(count, s.g + from, nullptr, out.dg + from) -
-                  ops.centred_dot(count, sources.rows + from, nullptr, out.dx + from);
+    scaling[t] += ops.centred_dot(count, s.g + from, nullptr, out.dg + from);
   };
 
   Pass<T> pass{};
@@ -147,7 +146,7 @@ void backward_tiled(const Set<T>& s, const T* v, double h, Gradients<T>& out) {
     pass.row_x = sources.x.data, pass.lane_x = targets.x.data;
     pass.row_u = u_packed.data, pass.lane_v = v_packed.data, pass.lane_shift = shift;
     pass.row_weight = s.w ? w.get() : nullptr, pass.sum_x = sources.rows;
-    pass.run([&](Index j0, Index real, const LaneSums& sums, Index t) {
+    pass.run([&](Index j0, Index real, const LaneSums& sums, Index) {
       LaneFactors k(sums.width);
       for (Index l = 0; l < real; ++l) {
         k.first[l] = factor;
@@ -159,11 +158,9 @@ void backward_tiled(const Set<T>& s, const T* v, double h, Gradients<T>& out) {
                          targets.x.ld, centre, v_packed.data + j0, v_packed.ld, k.all(), dy,
                          nullptr);
       ops.transpose(s.d, real, dy, sums.width, out.dy + j0 * s.d, s.d);
-      scaling[t] -=
-          ops.centred_dot(real * s.d, targets.rows + j0 * s.d, nullptr, out.dy + j0 * s.d);
     });
   }
-  for (const double part : scaling) out.dh += part / (2 * h);
+  for (const double part : scaling) out.dh += part / h;
 }
 
 }  // namespace

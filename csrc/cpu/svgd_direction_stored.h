@@ -125,8 +125,9 @@ class Stored {
 
   // p and q as in PairTile, rows x lanes; squared distances are overwritten by the kernel.
   void pass(const Roles& roles, T* squared, T* p, T* q) {
-    Buffer<double> sum(roles.ld), mass(roles.ld), slope(roles.ld);
-    for (double* values : {sum.get(), mass.get(), slope.get()}) std::fill_n(values, roles.ld, 0.0);
+    Buffer<double> sum(roles.ld), mass(roles.ld), slope(roles.ld), spread(roles.ld);
+    for (double* values : {sum.get(), mass.get(), slope.get(), spread.get()})
+      std::fill_n(values, roles.ld, 0.0);
     PairTile<T> t{};
     t.rows = roles.rows, t.lanes = roles.ld, t.ld = roles.ld, t.kernel = squared, t.p = p, t.q = q;
     if (roles.target) {
@@ -138,6 +139,7 @@ class Stored {
       t.row_shift = shift;
     }
     t.h = static_cast<T>(h), t.c = c, t.sum = sum, t.mass = mass, t.weight = slope;
+    t.spread = spread;
     ops.direction_backward(t);
     LaneFactors k(roles.lanes);
     for (Index l = 0; l < roles.lanes; ++l) {
@@ -150,10 +152,11 @@ class Stored {
       if (!roles.source) continue;
       if (own() && s.w) slope[l] += dot(s.g + l * s.d, v + l * s.d, s.d);
       if (out.dw) out.dw[l] = static_cast<T>(slope[l]);
-      out.dh -= w * slope[l] / (2 * h);
+      // Of a set with itself `spread` has every pair twice: as (row, lane) and as (lane, row).
+      out.dh += ((s.self() ? factor / 2 : w) * spread[l] / h - w * slope[l]) / h;
     }
     // Uniform weights need the sum of the own terms only: one long dot product.
-    if (own() && !s.w) out.dh -= factor * ops.centred_dot(s.m * s.d, s.g, nullptr, v) / (2 * h);
+    if (own() && !s.w) out.dh -= factor * ops.centred_dot(s.m * s.d, s.g, nullptr, v) / h;
     gradients(roles, p ? p : q, squared, k);
   }
 
@@ -197,20 +200,18 @@ class Stored {
                       static_cast<T>(c * k.x[l]), x, static_cast<T>(c * k.v[l]), lane_v,
                       static_cast<T>(-c * k.second[l]),
                       roles.source ? second + l * width : zero.get(), dx);
-          if (!contiguous) total -= ops.centred_dot(n, dx, nullptr, x);
           if (!roles.source) continue;
           T* dg = out.dg + l * s.d + f0;
           ops.combine(n, static_cast<T>(k.second[l]), second + l * width, static_cast<T>(k.own[l]),
                       lane_v, T{0}, nullptr, T{0}, nullptr, dg);
           if (!contiguous) total += ops.centred_dot(n, dg, nullptr, s.g + l * s.d + f0);
         }
-        const Index all = roles.lanes * s.d;
-        if (contiguous) total -= ops.centred_dot(all, lane_out, nullptr, lane_rows);
-        if (contiguous && roles.source) total += ops.centred_dot(all, out.dg, nullptr, s.g);
+        if (contiguous && roles.source)
+          total += ops.centred_dot(roles.lanes * s.d, out.dg, nullptr, s.g);
         parts[b] = total;
       }
     });
-    for (Index b = 0; b < blocks; ++b) out.dh += parts[b] / (2 * h);
+    for (Index b = 0; b < blocks; ++b) out.dh += parts[b] / h;
   }
 };
 

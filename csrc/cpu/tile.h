@@ -35,6 +35,7 @@ struct PairTile {
   double* sum;  // per lane, over rows
   double* mass;
   double* weight;  // gradient of w_l
+  double* spread;  // backward: of what goes into sum, times its squared distance
 };
 
 template <class T>
@@ -99,7 +100,7 @@ struct TileOps {
   // which has room for n + kMaxWidth; returns how many were appended. n is a multiple of kMaxWidth.
   Index (*collect)(Index n, const T* values, Bits low, Bits high, Index* below, T* out);
   // Direction, backward: with a = p + c lane_shift and b = q + c row_shift,
-  //   p = s = k (w_r a + w_l b); sum += s, mass += w_r k, weight += k b
+  //   p = s = k (w_r a + w_l b); sum += s, mass += w_r k, weight += k b, spread += s r2
   void (*direction_backward)(const PairTile<T>& tile);
   // Gradients of lanes from their sums over rows, [features][width]; factors: first, x, v, second,
   // own:
@@ -112,7 +113,7 @@ struct TileOps {
   void (*divergence)(const PairTile<T>& tile);
   // Divergence, backward: t = c d - c^2 r2 - c (p - row_shift), u the same of q - lane_shift,
   //   a = w_r v_l k, b = v_r k; kernel = radial = -2 (a (t/h + c^2) + w_l b (u/h + c^2)), p = a, q
-  //   = b; sum += radial, mass += b, weight += b u
+  //   = b; sum += radial, mass += b, weight += b u, spread += radial r2
   void (*divergence_backward)(const PairTile<T>& tile);
 };
 

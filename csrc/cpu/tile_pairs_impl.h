@@ -23,17 +23,24 @@ STEIN_INLINE typename Simd<T>::V kernel_of(typename Simd<T>::V squared, T h) {
   return exp_nonpositive<T, typename S::V, typename S::I>(squared * (T{-1} / h));
 }
 
+// Pairs left out have an infinite distance and k = 0; a finite stand-in keeps 0 times it at 0.
+template <class T>
+STEIN_INLINE typename Simd<T>::V finite_square(typename Simd<T>::V squared) {
+  return squared > std::numeric_limits<T>::max() ? typename Simd<T>::V{} : squared;
+}
+
 template <class T>
 void direction_backward(const PairTile<T>& t) {
   using S = Simd<T>;
   using V = typename S::V;
   for (Index l = 0; l < t.lanes; l += S::W) {
-    V sum = {}, mass = {}, weight = {};
+    V sum = {}, mass = {}, weight = {}, spread = {};
     const V lane_weight = lanes_or(t.lane_weight, l, T{1});
     const V lane_shift = lanes_or(t.lane_shift, l, T{0}) * t.c;
     for (Index r = 0; r < t.rows; ++r) {
       const Index at = r * t.ld + l;
-      const V k = kernel_of<T>(load(t.kernel + at), t.h);
+      const V squared = load(t.kernel + at);
+      const V k = kernel_of<T>(squared, t.h);
       const T row_weight = row_or(t.row_weight, r, T{1});
       V s = {};
       if (t.p) s = (load(t.p + at) + lane_shift) * row_weight;
@@ -47,10 +54,12 @@ void direction_backward(const PairTile<T>& t) {
       store((t.p ? t.p : t.q) + at, s);
       sum += s;
       mass += k * row_weight;
+      spread += s * finite_square<T>(squared);
     }
     add_lanes<T>(t.sum, l, sum);
     add_lanes<T>(t.mass, l, mass);
     add_lanes<T>(t.weight, l, weight);
+    add_lanes<T>(t.spread, l, spread);
   }
 }
 
@@ -80,9 +89,7 @@ void lane_gradients(Index features, Index width, double c, const double* a, cons
 template <class T>
 STEIN_INLINE typename Simd<T>::V trace(typename Simd<T>::V squared, typename Simd<T>::V along, T c,
                                        T d) {
-  // Pairs left out have an infinite distance and k = 0; a finite stand-in keeps 0 * trace at 0.
-  squared = squared > std::numeric_limits<T>::max() ? typename Simd<T>::V{} : squared;
-  return c * (d - c * squared - along);
+  return c * (d - c * finite_square<T>(squared) - along);
 }
 
 template <class T>
@@ -108,7 +115,7 @@ void divergence_backward(const PairTile<T>& t) {
   using V = typename S::V;
   const T inverse = T{1} / t.h, square = t.c * t.c, d = static_cast<T>(t.d);
   for (Index l = 0; l < t.lanes; l += S::W) {
-    V sum = {}, mass = {}, weight = {};
+    V sum = {}, mass = {}, weight = {}, spread = {};
     const V lane_weight = lanes_or(t.lane_weight, l, T{1});
     const V lane_shift = lanes_or(t.lane_shift, l, T{0});
     const V lane_cotangent = lanes_or(t.lane_cotangent, l, T{0});
@@ -135,9 +142,11 @@ void divergence_backward(const PairTile<T>& t) {
       radial = radial * T{-2};
       store(t.kernel + at, radial);
       sum += radial;
+      spread += radial * finite_square<T>(squared);
     }
     add_lanes<T>(t.sum, l, sum);
     add_lanes<T>(t.mass, l, mass);
     add_lanes<T>(t.weight, l, weight);
+    add_lanes<T>(t.spread, l, spread);
   }
 }

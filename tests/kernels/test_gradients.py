@@ -36,6 +36,46 @@ def caller(op, names, **fixed):
     return call
 
 
+@pytest.mark.parametrize("kernels", ["compiled", "composite"], indirect=True)
+@pytest.mark.parametrize(("op", "limit"), [("svgd_direction", 1e-3), ("stein_divergence", 1e-3)])
+@pytest.mark.parametrize("query", [False, True])
+@pytest.mark.parametrize("shape", [(100, 2), (60, 20), (400, 20)], ids=str)
+def test_bandwidths_gradient_with_modes_far_apart(kernels, op, limit, query, shape):
+    """Sums of terms as large as the distance would be 1e-1 off, and of the wrong sign."""
+    p = gaussian_problem(*shape, queries=40)
+    x = p.x.clone()
+    x[::2] += 1000.0
+    y = x[:40] + 0.3 if query else None
+    v = torch.randn(40 if query else len(x), shape[1])
+    v = v if op == "svgd_direction" else v[:, 0]
+
+    def gradient(call, dtype):
+        h = torch.tensor(float(shape[1]), dtype=dtype, requires_grad=True)
+        at = None if y is None else y.to(dtype)
+        value = call(x.to(dtype), p.grad.to(dtype), query=at, bandwidth=h)
+        return torch.autograd.grad((value * v.to(dtype)).sum(), h)[0].item()
+
+    exact = gradient(getattr(reference, op), torch.float64)
+    assert gradient(getattr(sk, op), torch.float32) == pytest.approx(exact, rel=limit)
+
+
+@pytest.mark.parametrize("kernels", ["compiled", "composite"], indirect=True)
+@pytest.mark.parametrize("query", [False, True])
+def test_bandwidths_gradient_of_the_gram_matrix_with_modes_far_apart(kernels, query):
+    p = gaussian_problem(100, 3, queries=40)
+    x = p.x.clone()
+    x[::2] += 1e4
+    v = torch.randn(100, 40 if query else 100)
+
+    def gradient(call, dtype):
+        h = torch.tensor(3.0, dtype=dtype, requires_grad=True)
+        y = (x[:40] + 0.3).to(dtype) if query else None
+        return torch.autograd.grad((call(x.to(dtype), y, bandwidth=h) * v.to(dtype)).sum(), h)[0]
+
+    exact = gradient(reference.rbf_gram, torch.float64)
+    assert_relative_error(gradient(sk.rbf_gram, torch.float32), exact, 1e-5)
+
+
 # --- against finite differences, in float64 ------------------------------------------------------
 
 
