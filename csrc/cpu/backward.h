@@ -19,6 +19,24 @@ struct Gradients {
   double dh = 0;
 };
 
+// run(set, cotangent, gradients) in double, the results back in float.
+template <class Run>
+void gradients_in_double(const Set<float>& s, const float* v, Index cotangents,
+                         Gradients<float>& out, const Run& run) {
+  const WideSet wide(s);
+  const std::vector<double> cotangent(v, v + cotangents);
+  std::vector<double> dx(s.m * s.d), dg(s.m * s.d);
+  std::vector<double> dw(out.dw ? s.m : 0), dy(out.dy ? s.n * s.d : 0);
+  Gradients<double> found{dx.data(), dg.data(), out.dw ? dw.data() : nullptr,
+                          out.dy ? dy.data() : nullptr};
+  run(wide.set(), cotangent.data(), found);
+  std::copy(dx.begin(), dx.end(), out.dx);
+  std::copy(dg.begin(), dg.end(), out.dg);
+  if (out.dw) std::copy(dw.begin(), dw.end(), out.dw);
+  if (out.dy) std::copy(dy.begin(), dy.end(), out.dy);
+  out.dh = found.dh;
+}
+
 // Sums over rows for one tile of `width` lanes; entry (f, l) of a field at [f * width + l].
 struct LaneSums {
   Index d, fields, width = 0;

@@ -42,10 +42,10 @@ void radial_gram(const Set<T>& s, T* gram, Index ld, double h);
 template <class T>
 void column_mass(const T* gram, Index ld, Index m, Index n, T c, T* mass);
 
-// Whether the split of weighted_sum would round at the distance of far-off particles, where their
-// kernel values are 0; by the distances from one particle, as squared_distances leaves them.
+// Whether a particle lies `radii` sqrt(h) and more from the first, by squared_distances, while some
+// two are near enough to have a kernel value.
 template <class T>
-bool is_scattered(const Set<T>& s, const T* squared, Index ld, double h);
+bool is_wide(const Set<T>& s, const T* squared, Index ld, double h, double radii);
 
 // phi = factor (P^T (g - c x) + c mass y + own g), by blocks of features; P is M x N with rows of
 // ld, mass its column sums; own may be null.
@@ -53,7 +53,7 @@ template <class T>
 void weighted_sum(const Set<T>& s, const T* gram, Index ld, double h, const T* own, double factor,
                   T* phi);
 
-// The same as factor (sum_i P_ij (g_i + c (y_j - x_i)) + own g): nothing cancels, at twice the time.
+// The same as factor (sum_i P_ij (g_i + c (y_j - x_i)) + own g): nothing cancels, in twice the time
 template <class T>
 void direct_sum(const Set<T>& s, const T* gram, Index ld, double h, const T* own, double factor,
                 T* phi);

@@ -10,6 +10,7 @@
 #include <new>
 
 #include <optional>
+#include <vector>
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -161,6 +162,57 @@ void centre_of(const Set<T>& s, T* out) {
   for (Index f = 0; f < s.d && s.m == 0; ++f) out[f] = 0;
   if (s.m > 0) tile_ops<T>().centre(s.m, s.d, s.x, s.d, out);
 }
+
+// Whether a sum over particles that splits y_j - x_i at the mean would round at the distance of
+// far-off coordinates, where kernel values are 0.
+template <class T>
+bool is_scattered(const Set<T>& s, double h) {
+  Buffer<T> centre(s.d);
+  centre_of(s, centre.get());
+  return tile_ops<T>().largest(s.m, s.d, s.x, s.d, centre) > kScattered * std::sqrt(h);
+}
+
+// The same of sums over features, which round at the distance of far-off particles.
+template <class T>
+bool is_far_off(const Set<T>& s, double h) {
+  Buffer<T> centre(s.d);
+  centre_of(s, centre.get());
+  const double limit = kFarOff * kFarOff * h;
+  bool far = false;
+  for (Index i = 0; i < s.m && !far; i += 4) {
+    double squared[16] = {};
+    const Index rows = std::min<Index>(4, s.m - i);
+    tile_ops<T>().row_distance(s.d, s.x + i * s.d, s.d, rows, centre, s.d, 1, squared);
+    for (Index r = 0; r < rows; ++r) far = far || squared[4 * r] > limit;
+  }
+  return far;
+}
+
+// A copy in double, where the same forms lose nothing that float32 would show.
+class WideSet {
+ public:
+  explicit WideSet(const Set<float>& s)
+      : narrow_(s),
+        x_(s.x, s.x + s.m * s.d),
+        g_(s.g, s.g + (s.g ? s.m * s.d : 0)),
+        w_(s.w, s.w + (s.w ? s.m : 0)),
+        y_(s.y, s.y + (s.self() ? 0 : s.n * s.d)) {}
+  Set<double> set() const {
+    return {x_.data(),
+            g_.data(),
+            narrow_.w ? w_.data() : nullptr,
+            narrow_.self() ? nullptr : y_.data(),
+            narrow_.m,
+            narrow_.n,
+            narrow_.d,
+            narrow_.leave_one_out,
+            narrow_.self()};
+  }
+
+ private:
+  const Set<float>& narrow_;
+  std::vector<double> x_, g_, w_, y_;
+};
 
 // out[f][i] = x[i][f], rows of out padded to `ld` with zeros.
 template <class T>

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include <ATen/Dispatch.h>
@@ -95,6 +96,19 @@ template <class T>
 T gram_backward_of_set(const T* v, const T* x, const T* y, bool self, Index m, Index n, Index d,
                        double h, T* dx, T* dy) {
   const auto& ops = tile_ops<T>();
+  if constexpr (std::is_same_v<T, float>) {
+    const Set<float> set{x, nullptr, nullptr, self ? nullptr : y, m, n, d, false, self};
+    if (is_far_off(set, h)) {
+      const WideSet wide(set);
+      const std::vector<double> cotangent(v, v + m * n);
+      std::vector<double> of_x(m * d), of_y(self ? 0 : n * d);
+      const double dh = gram_backward_of_set<double>(cotangent.data(), wide.set().x, wide.set().y,
+                                                     self, m, n, d, h, of_x.data(), of_y.data());
+      std::copy(of_x.begin(), of_x.end(), dx);
+      std::copy(of_y.begin(), of_y.end(), dy);
+      return static_cast<T>(dh);
+    }
+  }
   const T width = static_cast<T>(h);
   Buffer<T> centre(d), x_centred(m * d), y_centred(self ? 0 : n * d);
   if (m > 0)

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include <ATen/Dispatch.h>
@@ -73,6 +74,14 @@ struct Field {
 template <class T>
 void divergence_of_set(const Set<T>& s, double h, T* out) {
   const auto& ops = tile_ops<T>();
+  if constexpr (std::is_same_v<T, float>)
+    if (is_far_off(s, h)) {
+      const WideSet wide(s);
+      std::vector<double> values(s.n);
+      divergence_of_set(wide.set(), h, values.data());
+      std::copy(values.begin(), values.end(), out);
+      return;
+    }
   const Field<T> a(s, h);
   for_each_lane_tile<T>(
       s.m, s.n, 0, 0,
@@ -192,6 +201,18 @@ class Backward {
   }
 };
 
+template <class T>
+void backward_of_set(const Set<T>& s, const T* v, double h, Gradients<T>& out) {
+  if constexpr (std::is_same_v<T, float>)
+    if (is_far_off(s, h))
+      return gradients_in_double(s, v, s.n, out,
+                                 [&](const Set<double>& wide, const double* cotangent,
+                                     Gradients<double>& found) {
+                                   backward_of_set(wide, cotangent, h, found);
+                                 });
+  Backward<T>(s, v, h, out).run();
+}
+
 }  // namespace
 
 at::Tensor stein_divergence(const at::Tensor& x_in, const at::Tensor& grad_in,
@@ -225,10 +246,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> stein_div
                               dg.mutable_data_ptr<scalar_t>() + b * a.m * a.d,
                               weights_in ? dw.mutable_data_ptr<scalar_t>() + b * a.m : nullptr,
                               query_in ? dy.mutable_data_ptr<scalar_t>() + b * a.n * a.d : nullptr};
-      const Set<scalar_t> set = a.set<scalar_t>(b);
-      Backward<scalar_t>(set, v.const_data_ptr<scalar_t>() + b * a.n,
-                         h.const_data_ptr<scalar_t>()[b], out)
-          .run();
+      backward_of_set(a.set<scalar_t>(b), v.const_data_ptr<scalar_t>() + b * a.n,
+                      static_cast<double>(h.const_data_ptr<scalar_t>()[b]), out);
       dh.mutable_data_ptr<scalar_t>()[b] = static_cast<scalar_t>(out.dh);
     });
   });

@@ -8,7 +8,6 @@
 // The diagonal of a set with itself (k = 1, difference 0) never enters a sum: it is added apart, so
 // the repulsion of a particle on itself is exactly 0 and not a rounding error.
 #include <algorithm>
-#include <cmath>
 #include <string>
 #include <vector>
 
@@ -36,9 +35,7 @@ void direction_tiled(const Set<T>& s, double h, T* phi) {
   const T c = static_cast<T>(2.0 / h), scale = static_cast<T>(-1.0 / h);
   Buffer<T> x_packed(s.d * ldm), y_packed(s.self() ? 0 : s.d * ldn), centre(s.d);
   centre_of(s, centre.get());
-  // Rounding of x - centre must not show beside differences of sqrt(h), where kernel values are.
-  const bool direct =
-      s.d <= kDirect || ops.largest(s.m, s.d, s.x, s.d, centre) > kScattered * std::sqrt(h);
+  const bool direct = s.d <= kDirect || is_scattered(s, h);
   Buffer<T> drive(direct ? 0 : s.m * s.d);
   pack_features(s.x, s.m, s.d, x_packed.get(), ldm);
   if (!s.self()) pack_features(s.y, s.n, s.d, y_packed.get(), ldn);
@@ -119,7 +116,7 @@ double direction_of_set(const Set<T>& s, const double* h_given, const char* rule
       h = bandwidth_from_median(median_from_gram(gram.get(), ld, s.x, s.m, s.d), s.m, rule);
     h = static_cast<double>(static_cast<T>(h));
   }
-  const bool direct = is_scattered(s, gram.get(), ld, h);
+  const bool direct = is_wide(s, gram.get(), ld, h, kScattered);
   radial_gram(s, gram.get(), ld, h);
   apply_gram(s, gram.get(), ld, h, direct, phi);
   return h;

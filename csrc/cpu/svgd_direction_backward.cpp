@@ -9,6 +9,7 @@
 //   h dh = sum_ij B_ij |y_j - x_i|^2 / h + g.dg - sum_i w_i dw_i
 // Pair (i, i) of a set with itself has only dg_i = w_i v_i and dw_i = g_i.v_i; it is added apart.
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include <ATen/Dispatch.h>
@@ -163,6 +164,22 @@ void backward_tiled(const Set<T>& s, const T* v, double h, Gradients<T>& out) {
   for (const double part : scaling) out.dh += part / h;
 }
 
+template <class T>
+void backward_of_set(const Set<T>& s, const T* v, double h, Gradients<T>& out) {
+  bool done = keeps_pairs(s.m, s.n, s.d) && Stored<T>(s, v, h, out).run();
+  if constexpr (std::is_same_v<T, float>) {
+    if (!done && (keeps_pairs(s.m, s.n, s.d) || is_far_off(s, h))) {
+      gradients_in_double(s, v, s.n * s.d, out,
+                          [&](const Set<double>& wide, const double* cotangent,
+                              Gradients<double>& found) {
+                            backward_of_set(wide, cotangent, h, found);
+                          });
+      done = true;
+    }
+  }
+  if (!done) backward_tiled(s, v, h, out);
+}
+
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> svgd_direction_backward(
@@ -188,10 +205,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> svgd_dire
         prefetch(s.g + a.m * a.d, a.m * a.d);
         prefetch(cotangent + a.n * a.d, a.n * a.d);
       }
-      if (keeps_pairs(s.m, s.n, s.d))
-        Stored<scalar_t>(s, cotangent, bandwidth, out).run();
-      else
-        backward_tiled(s, cotangent, bandwidth, out);
+      backward_of_set(s, cotangent, bandwidth, out);
       dh.mutable_data_ptr<scalar_t>()[b] = static_cast<scalar_t>(out.dh);
     };
     for_each_set(a.batch, run);

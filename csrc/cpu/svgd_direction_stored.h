@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "backward.h"
 #include "gram.h"
@@ -27,15 +28,17 @@ class Stored {
         shift(ldn),
         weight(ldm) {}
 
-  void run() {
+  // False, and nothing done, where the set is wide and T is not double.
+  bool run() {
     std::fill_n(shift.get(), ldn, T{0});
     for (Index i = 0; i < ldm; ++i) weight[i] = s.w && i < s.m ? s.w[i] : T{1};
     Buffer<T> squared(s.m * ldn), products(s.m * ldn);
+    squared_distances(s, squared.get(), ldn);
+    if (std::is_same_v<T, float> && is_wide(s, squared.get(), ldn, h, kFarOff)) return false;
     if (s.d >= kLongRow)
       stream_products(products);
     else
       pack_products(products);
-    squared_distances(s, squared.get(), ldn);
     if (s.self()) mirror(squared.get(), ldn, s.m);
     Buffer<T> squared_turned(s.self() ? 0 : s.n * ldm), products_turned(s.n * ldm);
     ops.transpose(s.m, s.n, products, ldn, products_turned, ldm);
@@ -48,6 +51,7 @@ class Stored {
       pass({s.n, s.m, ldm, true, false}, squared_turned, nullptr, products_turned);
       pass({s.m, s.n, ldn, false, true}, squared, products, nullptr);
     }
+    return true;
   }
 
  private:
