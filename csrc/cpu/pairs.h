@@ -172,9 +172,11 @@ bool is_scattered(const Set<T>& s, double h) {
   return tile_ops<T>().largest(s.m, s.d, s.x, s.d, centre) > kScattered * std::sqrt(h);
 }
 
-// The same of sums over features, which round at the distance of far-off particles.
+// The same of sums over features, which round at the distance of far-off particles; and whether
+// products of 1 / h leave the range of float32.
 template <class T>
 bool is_far_off(const Set<T>& s, double h) {
+  if (h < 1e-12 || h > 1e12) return true;
   Buffer<T> centre(s.d);
   centre_of(s, centre.get());
   const double limit = kFarOff * kFarOff * h;

@@ -68,6 +68,23 @@ def test_gradients_with_modes_far_apart(kernels, op, query, gap, shape):
 
 
 @pytest.mark.parametrize("kernels", ["compiled", "composite"], indirect=True)
+@pytest.mark.parametrize("scale", [1e-12, 1e-9, 1e9, 1e12])
+@pytest.mark.parametrize("of", ["x", "grad"])
+def test_gradient_of_the_divergence_in_small_and_large_units(kernels, scale, of):
+    """(2/h)^2 is beyond float32, what it is multiplied with brings it back."""
+    p = gaussian_problem(20, 3)
+    scaled = {"x": p.x * scale, "grad": p.grad / scale}
+
+    def gradient(call, dtype):
+        wide = {name: value.to(dtype) for name, value in scaled.items()}
+        wanted = wide[of].requires_grad_()
+        return torch.autograd.grad((scale**2 * call(**wide)).sum(), wanted)[0]
+
+    exact = gradient(reference.stein_divergence, torch.float64)
+    assert_relative_error(gradient(sk.stein_divergence, torch.float32), exact, 1e-5)
+
+
+@pytest.mark.parametrize("kernels", ["compiled", "composite"], indirect=True)
 @pytest.mark.parametrize("query", [False, True])
 def test_bandwidths_gradient_of_the_gram_matrix_with_modes_far_apart(kernels, query):
     p = gaussian_problem(100, 3, queries=40)
