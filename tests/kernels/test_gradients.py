@@ -236,14 +236,12 @@ def test_one_weight_is_nearly_all(kernels, op, rest):
     """W - w_j cancels in float32; what the others leave is as exact as ever."""
     p = gaussian_problem(1, 20, 5)
     weights = torch.full((1, 20), rest / 19).index_fill(1, torch.tensor([3]), 1.0)
-    options = {"bandwidth": p.bandwidth}
-    if op != "kernel_stein_discrepancy":
-        options["leave_one_out"] = True
+    options = {} if op == "kernel_stein_discrepancy" else {"leave_one_out": True}
 
     def both(dtype, call):
         w = weights.to(dtype).requires_grad_()
         x, grad, h = p.x.to(dtype), p.grad.to(dtype), p.bandwidth.to(dtype)
-        value = call(x, grad, weights=w, **options | {"bandwidth": h})
+        value = call(x, grad, weights=w, bandwidth=h, **options)
         return value, torch.autograd.grad(value.sum(), w)[0]
 
     value, gradient = both(torch.float32, getattr(sk, op))

@@ -106,7 +106,7 @@ def test_adam_leaves_a_lazy_clone_alone(kernels):
     """One that shares the memory of x until one of the two is written."""
     shape = (1, 4, 140)
     x, grad = torch.randn(shape), torch.randn(shape)
-    kept, lazy = x.clone(), torch._lazy_clone(x)
+    kept, lazy = x.clone(), torch.ops.aten._lazy_clone(x)
     first, second, factors = torch.zeros(shape), torch.zeros(shape), torch.ones(9)
     coef, mass, own = torch.zeros(1, 4, 4), torch.zeros(1, 4), torch.ones(1, 4)
     kernels.long_direction_adam(
