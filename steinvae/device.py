@@ -36,7 +36,8 @@ def keep_freed_memory() -> bool:
     """Have this process keep the blocks that a step frees for the next one.
 
     glibc maps large blocks one by one and gives them back to the kernel, whose fresh pages cost a
-    sixth of a step with 20 decoders. Afterwards a process holds the memory of its largest step.
+    sixth of a step with 20 decoders. Afterwards a process holds the memory of its largest step,
+    and what lies between blocks of different sizes.
     False, and nothing is changed, where the C library is another or its `MALLOC_` variables or
     `GLIBC_TUNABLES` are set.
     """
