@@ -18,7 +18,7 @@ import torch
 
 from steinvae._atomic import write_text
 from steinvae.config import Config
-from steinvae.data import Dataset
+from steinvae.data import CountDataset, Dataset
 from steinvae.density import ESTIMATORS, Annealing, Finding, Suite, evenly_spaced, measure_all
 from steinvae.density.findings import mean_and_error
 from steinvae.density.suite import uncomputable
@@ -128,13 +128,15 @@ def write_merged(
 def summary(config: Config, dataset: Dataset, result: Mapping[str, Any]) -> str:
     """Markdown: a line an estimator, differences on the same images, then what each rests on."""
     title = f"# {config.method.name} on {dataset.title}, seed {result['seed']}"
+    text = isinstance(dataset, CountDataset)
+    one, units = ("a document", "documents") if text else ("an image", "images")
     intro = (
-        "NLL in nats an image, lower is better; ± is the standard error over images, which paired "
-        "differences on the same images do not carry. A bound is one in expectation over the "
+        f"NLL in nats {one}, lower is better; ± is the standard error over {units}, which paired "
+        f"differences on the same {units} do not carry. A bound is one in expectation over the "
         "estimator's own randomness, whose seed is beside it. Of the parameters in "
         f"{MODEL} (SHA-256 {result['model']}) on the test split of SHA-256 {result['test_split']}."
     )
-    header = ("estimator", "theta", "value", "images", "with", "what it bounds", "holds", "s")
+    header = ("estimator", "theta", "value", units, "with", "what it bounds", "holds", "s")
     rows = [
         (
             f["estimator"] if f["metric"] == "test_nll" else f"{f['estimator']} {f['metric']}",
@@ -155,8 +157,8 @@ def summary(config: Config, dataset: Dataset, result: Mapping[str, Any]) -> str:
             (d["estimator"], d["theta"], d["minus"], d["images"], _with(d), _difference(d))
             for d in result["differences"]
         ]
-        header = ("estimator", "theta", "minus", "images", "with", "nats")
-        sections += ["## Differences on the same images", markdown_table(header, lines)]
+        header = ("estimator", "theta", "minus", units, "with", "nats")
+        sections += [f"## Differences on the same {units}", markdown_table(header, lines)]
     sections += ["## What each rests on", *(_assumptions(each) for each in result["findings"])]
     if "labels" in result:
         sections.append(label_table([result]))

@@ -239,18 +239,19 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 
 def _nll_section(results: Sequence[Mapping[str, Any]]) -> str:
-    rows = []
+    rows, unit = [], "document" if "perplexity" in results[0] else "image"
     for result in results:
         nll = result["nll"]
         score = with_error(nll["value"], nll["standard_error"], 2)
         cost = (f"{result['steps']:,}", f"{result['seconds']:.0f}", f"{result['parameters']:,}")
         rows.append((result["method"], score, nll["estimator"], f"{nll['images']:,}", *cost))
-    header = ("method", "NLL (nats/image)", "estimator", "images", "steps", "seconds", "parameters")
+    cost = ("steps", "seconds", "parameters")
+    header = ("method", f"NLL (nats/{unit})", "estimator", f"{unit}s", *cost)
     names = dict.fromkeys(str(result["nll"]["estimator"]) for result in results)
     notes = [f"`{name}`: {_describe(name)}." for name in names]
     if any(result.get("normalised") == "no" for result in results):
         notes.append("**No density**: " + GREY)
-    what = "Test negative log-likelihood, lower is better; ± is the standard error over images."
+    what = f"Test negative log-likelihood, lower is better; ± is the standard error over {unit}s."
     return "\n\n".join(["## Negative log-likelihood", what, markdown_table(header, rows), *notes])
 
 

@@ -24,7 +24,7 @@ from steinvae.config import GROUPED, IN_FILES, Config, MethodConfig
 from steinvae.config_tree import from_dict, to_dict
 from steinvae.data import CountDataset, Dataset, load, step_generator
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
-from steinvae.density.suite import bits
+from steinvae.density.suite import normalised
 from steinvae.device import choose_device, prepare_process
 from steinvae.folder import check_same, choose_run_dir, held, saying_how_to_go_on
 from steinvae.image_plan import advice
@@ -232,7 +232,7 @@ def describe(trainer: Trainer, estimate: Estimate, selected: int) -> dict[str, A
         own["topics"] = topic_results(trainer.networks, dataset)
     else:
         seen = evenly_spaced(len(dataset.test), SEEN)
-        own["normalised"] = bits(trainer.networks, dataset.test.batch(seen)).holds
+        own["normalised"] = normalised(trainer.networks, dataset.test.batch(seen)).holds
     return {
         "method": method.name,
         **own,

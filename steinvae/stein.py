@@ -119,7 +119,8 @@ def code_direction(
 
     Codes are drawn afresh at every step. Averaging over all of them, j' = j included, then has the
     wrong fixed point: the variance collapses to about 0.1 at d = 50, M = 100. Leaving j' = j out
-    and dividing by M - 1 (the default) is unbiased. See docs/method.md.
+    and dividing by M - 1 (the default) is unbiased at a bandwidth that does not depend on the
+    codes; one by a rule adds a little where they are few. See docs/method.md.
 
     `weights` (eq. 13) sum to 1 over groups of `group` codes times the number of groups. What a code
     leaves out is then its whole group, whose weights depend on it; a single group leaves out the

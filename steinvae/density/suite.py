@@ -29,7 +29,8 @@ from steinvae.density.likelihood import (
     over_decoders,
 )
 from steinvae.density.sandwich import Simulator, bdmc
-from steinvae.density.units import active_units, unit_activity
+from steinvae.density.units import active_units, enough_images, unit_activity
+from steinvae.models.bernoulli import BernoulliPixels
 from steinvae.networks import Networks
 
 ESTIMATORS = ("iw_g", "elbo", "ais", "bdmc", "units")
@@ -85,7 +86,7 @@ def measure_all(
     for name in suite.estimators:
         if name in reasons:
             raise ValueError(
-                f"{name} cannot be computed: {reasons[name]}; leave it out of --estimators"
+                f"{name} cannot be computed: {reasons[name]}; leave it out of the estimators"
             )
     for name in ESTIMATORS:
         if name not in suite.estimators:
@@ -139,7 +140,7 @@ def _iw_g(networks: Networks, pixels: Tensor, suite: Suite) -> list[Finding]:
     median = torch.cat(effective).median().item()
     of_its = " of diagonal covariance" if suite.proposal == "diagonal" else ""
     rests_on = (
-        bits(networks, pixels),
+        normalised(networks, pixels),
         Assumption(
             "the proposal's density is known",
             "yes",
@@ -171,7 +172,7 @@ def _elbo(networks: Networks, pixels: Tensor, suite: Suite) -> list[Finding]:
     else:
         injective = Assumption("f(x, .) is injective", "not shown", f"{name}: {share}")
     numbers = {"effective_samples": median, "minority_of_signs": found.minority}
-    rests_on = (bits(networks, pixels), injective)
+    rests_on = (normalised(networks, pixels), injective)
     elbo = partial(_nll, f"elbo({suite.samples})", rests_on, numbers)
     s_elbo = partial(_nll, f"s_elbo({suite.samples})", rests_on, numbers)
     return [
@@ -188,7 +189,7 @@ def _ais(networks: Networks, pixels: Tensor, suite: Suite) -> list[Finding]:
         found = ais(networks, pixels, settings, seed=suite.seed)
         acceptance, median = found.acceptance.mean().item(), found.effective.median().item()
         rests_on = (
-            bits(networks, pixels),
+            normalised(networks, pixels),
             Assumption(
                 "every transition leaves its tempered posterior invariant",
                 "yes",
@@ -245,7 +246,7 @@ def _units(networks: Networks, pixels: Tensor, suite: Suite) -> list[Finding]:
             standard_error=None,
             images=len(pixels),
             bounds=f"no bound: code dimensions of {len(activity)} whose mean varies over images",
-            assumptions=(),
+            assumptions=(enough_images(len(pixels)),),
             diagnostics={"largest": activity.max().item(), "median": activity.median().item()},
         )
     ]
@@ -260,16 +261,19 @@ _TABLE: dict[str, Estimator] = {
 }
 
 
-def bits(networks: Networks, pixels: Tensor) -> Assumption:
-    """Whether p(x | z) is a probability of these images at all."""
-    text = "p(x | z) is normalised over images like these"
-    if not isinstance(networks.model, Simulator):
-        return Assumption(
-            text, "not shown", f"{type(networks.model).__name__} cannot be drawn from"
-        )
-    if bool(((pixels == 0) | (pixels == 1)).all()):
-        return Assumption(text, "yes", "all pixels are bits")
-    return Assumption(text, "no", "grey levels under a Bernoulli likelihood: not a log density")
+def normalised(networks: Networks, pixels: Tensor) -> Assumption:
+    """Whether p(x | z) is a probability, or a density, of these images at all."""
+    text, model = "p(x | z) is normalised over images like these", networks.model
+    name = type(model).__name__
+    if isinstance(model, BernoulliPixels):
+        if bool(((pixels == 0) | (pixels == 1)).all()):
+            return Assumption(text, "yes", "all pixels are bits")
+        return Assumption(text, "no", "grey levels under a Bernoulli likelihood: not a log density")
+    if isinstance(model, Simulator):
+        return Assumption(text, "yes", f"{name} can be drawn from")
+    if getattr(model, "normalised", False):
+        return Assumption(text, "yes", f"{name} by construction")
+    return Assumption(text, "not shown", f"{name} has neither draw_images nor normalised = True")
 
 
 def _treatments(networks: Networks) -> tuple[Treatment, ...]:

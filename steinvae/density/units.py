@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from steinvae.density.findings import Assumption
 from steinvae.density.likelihood import image_noise, noise_dimension
 from steinvae.networks import Networks
 from steinvae.sparse_rows import some_rows
@@ -13,10 +14,13 @@ from steinvae.sparse_rows import some_rows
 ACTIVE = 0.01
 """Variance over images of a unit's posterior mean from which on it counts as active."""
 
+SAMPLES = 64
+"""Codes an image."""
+
 
 @torch.no_grad()
 def unit_activity(
-    networks: Networks, pixels: Float[Tensor, "B X"], *, samples: int = 64, seed: int
+    networks: Networks, pixels: Float[Tensor, "B X"], *, samples: int = SAMPLES, seed: int
 ) -> Float[Tensor, " d"]:
     """A_u = Var over images of E[z_u | x], from `samples` codes an image; float64.
 
@@ -45,3 +49,17 @@ def unit_activity(
 def active_units(activity: Float[Tensor, " d"]) -> int:
     """Units with A_u > 0.01."""
     return int((activity > ACTIVE).sum())
+
+
+def enough_images(images: int) -> Assumption:
+    """Whether an idle unit with codes from N(0, 1) would be counted once in 30,000 times or less.
+
+    Its A_u has mean 0 and standard deviation sqrt(2 / (B - 1)) / 64: a quarter of the threshold at
+    B = 80.
+    """
+    deviation = (2 / (images - 1)) ** 0.5 / SAMPLES
+    return Assumption(
+        f"so many images tell a variance of {ACTIVE} from 0",
+        "yes" if 4 * deviation <= ACTIVE else "not shown",
+        f"{images}: an idle unit's is 0 ± {deviation:.4f}",
+    )

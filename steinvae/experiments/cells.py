@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -204,13 +203,6 @@ def with_threads(device: str) -> str:
     """The device, and the CPU threads beside it, as records have them."""
     threads = torch.get_num_threads()
     return f"{device}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def mean_and_error(values: Sequence[float]) -> str:
-    """Mean and its standard error over seeds, as text; a single value has no error."""
-    if len(values) < 2:
-        return f"{mean(values):.1f}"
-    return f"{mean(values):.1f} ± {stdev(values) / len(values) ** 0.5:.1f}"
 
 
 def _run_cell(

@@ -67,7 +67,7 @@ def has_all(cell: Cell, suites: Sequence[tuple[Suite, int]], output: Path) -> bo
     """
     runs = [cell]
     if cell.minutes is not None:
-        own = _same(cell, read(output), "training", NOT_STEPS)
+        own = same(cell, read(output), "training", NOT_STEPS)
         runs = [cell.of_steps(n) for n in sorted({each["setting"]["steps"] for each in own})]
     return any(
         is_trained(run, output)
@@ -104,10 +104,10 @@ def of(
     cell: Cell, records: Iterable[Record], estimator: str, but: Sequence[str] = ()
 ) -> dict[str, Record]:
     """The cell's newest records of an estimator, by metric; settings named in `but` may differ."""
-    return {record["metric"]: record for record in _same(cell, records, estimator, but)}
+    return {record["metric"]: record for record in same(cell, records, estimator, but)}
 
 
-def _same(
+def same(
     cell: Cell, records: Iterable[Record], estimator: str, but: Sequence[str]
 ) -> Iterator[Record]:
     """The cell's records of an estimator, in their order."""

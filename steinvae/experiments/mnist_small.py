@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from steinvae.experiments.cells import Cell, Record, find, mean_and_error, run_cells
+from steinvae.experiments.cells import Cell, Record, find, run_cells
+from steinvae.experiments.over_seeds import shown
 from steinvae.presets import mnist_small
 from steinvae.report import markdown_table, read_records
 
@@ -68,8 +69,8 @@ def _line(
     return [
         row,
         *(f"{values[seed]:.1f}" if seed in values else "-" for seed in seeds),
-        mean_and_error(list(values.values())),
-        mean_and_error(differences) if differences and row != "VAE" else "-",
+        shown(list(values.values()), 1),
+        shown(differences, 1) if differences and row != "VAE" else "-",
         f"{seconds:.0f}",
     ]
 

@@ -20,7 +20,8 @@ from steinvae.density import evenly_spaced
 from steinvae.density.annealed import ais
 from steinvae.density.annealing import Annealing
 from steinvae.device import prepare_process
-from steinvae.experiments.cells import Record, announce, mean_and_error, read
+from steinvae.experiments.cells import Record, announce, read
+from steinvae.experiments.over_seeds import shown
 from steinvae.presets import mnist_small
 from steinvae.report import append_records, markdown_table, tidy_record
 from steinvae.run import load_data
@@ -146,8 +147,8 @@ def _table(records: dict[tuple[str, int, int], Record], steps: int, seeds: Seque
             [
                 row,
                 *(f"{own[seed]['value']:.2f}" if seed in own else "-" for seed in seeds),
-                mean_and_error([one["value"] for one in own.values()]),
-                mean_and_error(gains) if gains and row != CONTROL else "-",
+                shown([one["value"] for one in own.values()], 1),
+                shown(gains, 1) if gains and row != CONTROL else "-",
                 f"{sum(one['seconds'] for one in own.values()) / len(own):.0f}",
             ]
         )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
 
 from steinvae.config import Config
 from steinvae.experiments.cells import Cell, Record
 from steinvae.experiments.measured import NOT_STEPS, of
+from steinvae.experiments.over_seeds import minus, shown, verdict
 from steinvae.experiments.table1_cells import ROWS, cells
 from steinvae.report import markdown_table
 
@@ -244,51 +244,21 @@ def _claims(drawing: Drawing) -> str:
         for claim, row, other, margin in CLAIMS:
             gaps = _minus(values, row, other)
             if gaps:
-                rows.append((claim, name, _mean(gaps, 2), _verdict(gaps.values(), -margin)))
+                rows.append((claim, name, _mean(gaps, 2), verdict(gaps.values(), -margin)))
     s_elbo, ais = drawing.values("s_elbo", "test_nll"), drawing.values("ais", "test_nll")
     for row in (VIWAE, LINEAR, MOVED):
         both = s_elbo[row].keys() & ais[row].keys()
         gaps = {seed: abs(s_elbo[row][seed] - ais[row][seed]) for seed in both}
         if gaps:
-            verdict = _verdict(gaps.values(), S_ELBO_TOLERANCE)
-            rows.append((f"S-ELBO within 1.5 of AIS: {row}", "-", _mean(gaps, 2), verdict))
+            holds = verdict(gaps.values(), S_ELBO_TOLERANCE)
+            rows.append((f"S-ELBO within 1.5 of AIS: {row}", "-", _mean(gaps, 2), holds))
     return markdown_table(("claim", "by", "nats", "reproduces"), rows)
-
-
-def _verdict(gaps: Sequence[float] | object, limit: float) -> str:
-    """Whether the mean is at or below the limit, and whether seeds alone could make it so."""
-    values = list(gaps)  # type: ignore[call-overload]
-    holds = "yes" if mean(values) <= limit else "**no**"
-    if len(values) == 1:
-        return f"{holds} (one seed)"
-    quantile = STUDENT[min(len(values), len(STUDENT) + 1) - 2]
-    if abs(mean(values) - limit) < quantile * _error(values):
-        return f"{holds.strip('*')}, within the error of {len(values)} seeds (95 %)"
-    return holds
-
-
-STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-"""97.5 % quantiles of Student's t, of 2 to 10 seeds."""
 
 
 def _minus(values: Values, row: str, other: str) -> dict[int, float]:
     """Differences of two rows, seed by seed."""
-    return {
-        seed: value - values[other][seed]
-        for seed, value in values[row].items()
-        if row != other and seed in values[other]
-    }
+    return minus(values[row], values[other]) if row != other else {}
 
 
 def _mean(values: Mapping[int, float], digits: int = 1) -> str:
-    if not values:
-        return "-"
-    numbers = list(values.values())
-    error = ""
-    if len(numbers) > 1 and digits:
-        error = f" ± {_error(numbers):.{digits}f}"
-    return f"{mean(numbers):,.{digits}f}{error}"
-
-
-def _error(values: Sequence[float]) -> float:
-    return stdev(values) / len(values) ** 0.5
+    return shown(values.values(), digits, error=digits > 0)

@@ -17,6 +17,9 @@ from steinvae.particles import Parameter
 class GenerativeModel(Protocol):
     """What training and evaluation ask of a model; its parameters live in a `ParticleEnsemble`.
 
+    A model may say `normalised = True`: exp(log p(x | z, theta)) sums, or integrates, to 1 over x.
+    Bounds on log p(x) are bounds then; one that has `draw_images` need not say so.
+
     Shapes: M decoders, B images of X pixels, n codes an image, d code dimensions.
     """
 

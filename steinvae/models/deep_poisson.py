@@ -45,6 +45,9 @@ _BUCKETS = 8
 class DeepPoisson:
     """A `GenerativeModel`; its codes are the layers' u side by side, from the words up."""
 
+    normalised = True
+    """Over the sequences of N words."""
+
     def __init__(
         self,
         layers: Sequence[int],
@@ -52,7 +55,15 @@ class DeepPoisson:
         shapes: Sequence[float] = (0.3,),
         weight_shape: float = 0.3,
     ) -> None:
-        """layers are K_1, K_2, ...; shapes are the a_l of the codes, or one for all layers."""
+        """layers are K_1, K_2, ...; shapes are the a_l of the codes, or one for all layers.
+
+        Errors: ValueError for another number of shapes.
+        """
+        if len(shapes) not in (1, len(layers)):
+            raise ValueError(
+                f"DeepPoisson: shapes must be one or {len(layers)}, as there are layers, "
+                f"got {len(shapes)}"
+            )
         self.code_blocks = tuple(layers)
         self.shapes = tuple(shapes) * (len(layers) if len(shapes) == 1 else 1)
         self.weight_shape = weight_shape

@@ -56,6 +56,9 @@ class GaussianResidual:
     log p(x | z, theta) is a density. Decoders take turns: a loop (docs/images.md has the times).
     """
 
+    normalised = True
+    """As evaluated, with running averages."""
+
     whole_minibatch = True
     """Not to be cut into chunks of images, which would have statistics of their own."""
 

@@ -21,6 +21,9 @@ class SoftmaxCounts:
     count the orders that a bag of words stands for, and perplexities are those of one order.
     """
 
+    normalised = True
+    """Over the sequences of N words."""
+
     def __init__(self, codes: int, words: int) -> None:
         self.parameters: Sequence[Parameter] = (
             Parameter("weight", (codes, words), codes**-0.5),

@@ -259,3 +259,8 @@ def test_bounds_by_the_encoder_do_not_depend_on_chunks(monkeypatch):
     alone = encoder_bounds(networks, counts, samples=20, seed=0)
     assert torch.allclose(together.elbo["mixture"], alone.elbo["mixture"], rtol=1e-5)
     assert together.determinants == alone.determinants
+
+
+def test_a_shape_for_each_layer_or_one_for_all():
+    with pytest.raises(ValueError, match=r"shapes must be one or 3, as there are layers, got 2"):
+        DeepPoisson((8, 6, 3), 20, shapes=(3.0, 0.1))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from math import log, pi
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from steinvae import evaluate, evaluation, train
 from steinvae.config import Config, MethodConfig, ModelConfig
@@ -19,7 +21,11 @@ from steinvae.density import Annealing, Suite, measure_all, negative_log_likelih
 from steinvae.density import suite as suite_module
 from steinvae.density.findings import NOTHING, UPPER, Assumption, Finding
 from steinvae.evaluation import paired_differences, summary
+from steinvae.models.deep_poisson import DeepPoisson
+from steinvae.models.residual import GaussianResidual
+from steinvae.models.softmax_counts import SoftmaxCounts
 from steinvae.networks import Networks, build_networks
+from steinvae.particles import Parameter, ParticleEnsemble
 from steinvae.recognition import make_encoder
 from steinvae.recognition.conv import ConvPlaneEncoder
 from steinvae.report import RECORD_KEYS, read_records
@@ -303,6 +309,53 @@ def test_grey_levels_are_no_density():
     assert {found[name] for name in ("iw_g(40)", "elbo(40)", "s_elbo(40)", "ais(6x2)")} == {"no"}
 
 
+class Shifted:
+    """p(x | z) = N(x; (z, z, z), I): a density of grey levels."""
+
+    parameters = (Parameter("bias", (1, 6), 0.0),)
+
+    def log_likelihood(self, theta: dict, codes: Tensor, pixels: Tensor) -> Tensor:
+        means = codes.repeat_interleave(3, -1) + theta["bias"][:, None]
+        apart = (pixels[:, None] - means).square() + log(2 * pi)
+        return -0.5 * apart.sum(-1)
+
+    def mean_images(self, theta: dict, codes: Tensor) -> Tensor:
+        return codes.repeat_interleave(3, -1) + theta["bias"][0]
+
+
+class Drawn(Shifted):
+    def draw_images(self, theta: dict, codes: Tensor, generator: torch.Generator) -> Tensor:
+        means = self.mean_images(theta, codes)
+        return means + torch.randn(means.shape, generator=generator)
+
+
+class Said(Shifted):
+    normalised = True
+
+
+@pytest.mark.parametrize(("kind", "holds"), [(Shifted, "not shown"), (Drawn, "yes"), (Said, "yes")])
+def test_a_density_of_grey_levels_is_one(kind, holds):
+    """Said by what the likelihood is, not by pixels that are no bits."""
+    networks = networks_of("flow")
+    theta = ParticleEnsemble(kind.parameters, 1, torch.Generator().manual_seed(0))
+    own = Networks(kind(), theta, networks.encoder)
+    suite = replace(SUITE, estimators=("iw_g", "elbo", "ais"))
+    found = measure_all(own, torch.rand(4, 6), suite)
+    assert {each.holds for each in found} == {holds}
+
+
+def test_likelihoods_of_counts_and_of_photographs_say_that_they_are_normalised():
+    assert all(kind.normalised for kind in (SoftmaxCounts, DeepPoisson, GaussianResidual))
+
+
+@pytest.mark.parametrize(("images", "holds"), [(10, "not shown"), (100, "yes")])
+def test_active_units_of_few_images_are_not_shown(images, holds):
+    """Noise alone takes units past the threshold there."""
+    pixels = (torch.rand(images, 6) < 0.5).float()
+    (found,) = measure_all(networks_of("flow"), pixels, replace(SUITE, estimators=("units",)))
+    assert found.holds == holds
+
+
 def test_bound_by_few_effective_samples_is_called_loose():
     """An encoder far from the posterior: the bound holds, and its evidence says how loose it is."""
     networks, pixels = networks_of("gaussian"), (torch.rand(4, 6) < 0.5).float()
@@ -331,7 +384,7 @@ def test_a_diagonal_proposal_is_the_one_that_training_reports_by():
     ("estimators", "proposal", "says"),
     [
         (("iw_g",), "fitted", "set evaluation.proposal to diagonal"),
-        (("elbo", "units"), "diagonal", "leave it out of --estimators"),
+        (("elbo", "units"), "diagonal", "leave it out of the estimators"),
         (("iw_g", "units"), "diagonal", None),
     ],
 )

@@ -21,6 +21,7 @@ from steinvae.run import load_data, load_model
 from steinvae.trainer import Trainer
 
 WORDS, TEST = 30, 24
+COMMITTED = Path(__file__).resolve().parents[2] / "docs" / "results" / "table2.jsonl"
 ROW = "deep Poisson, Stein VIWAE"
 
 
@@ -110,17 +111,84 @@ def test_table_holds_what_was_measured_and_says_what_was_not(root, small, tmp_pa
         for r in records
         if (r["estimator"], r["metric"], r["n"]) == ("s_elbo(5)", "perplexity_per_document", TEST)
     )
-    assert cells_of[:2] == ["837, 829", f"{iw:,.0f}"]
+    assert cells_of[:3] == ["837, 829", "1", f"{iw:,.0f}"]
     assert cells_of[-1] == "4"
     assert "Not measured yet." in shown  # the other corpus
     limit = 0.9 * next(r["value"] for r in records if r["method"] == "unigram")
     verdict = "yes" if iw <= limit else "**no**"
-    assert f"| {iw:,.1f} | {limit:,.1f} | {verdict}" in " ".join(shown.split())
+    assert f"| {iw:,.1f} | {limit:,.1f} | {verdict} (one seed)" in " ".join(shown.split())
+
+
+def changed(record: dict, seed: int = 0, times: float = 1.0, **setting: object) -> dict:
+    """The record as of another seed, of other settings, or with another value."""
+    setting = {**record["setting"], **setting}
+    return {**record, "seed": seed, "value": times * record["value"], "setting": setting}
+
+
+def shown_by(records: list[dict]) -> str:
+    return " ".join(draw(records, (0, 1), table2.SUBSET).split())
+
+
+@pytest.fixture
+def committed() -> list[dict]:
+    return [json.loads(line) for line in COMMITTED.read_text().splitlines()]
+
+
+@pytest.fixture
+def of_viwae(committed) -> list[dict]:
+    return [
+        record
+        for record in committed
+        if (record["method"], record["setting"]["data"]) == ("stein_viwae", "20news")
+        and record["setting"].get("minutes") == 5.0
+    ]
+
+
+def test_rows_are_compared_on_the_seeds_that_both_have(committed, of_viwae):
+    """A worse second seed of one row says nothing of a row that has the first alone."""
+    second = [changed(record, seed=1, times=1.02) for record in of_viwae]
+    before, after = shown_by(committed), shown_by([*committed, *second])
+    claim = "Stein VIWAE at most Stein VAE | 891.4 | 897.0 | yes (one seed)"
+    assert claim in before
+    assert claim in after
+    assert "| 900 ± 9 |" in after
+    assert "at most 0.9 of the unigram | 900.3 | 1,085.3 |" in after
+
+
+def test_runs_of_another_time_have_a_table_of_their_own(committed, of_viwae):
+    longer = [changed(record, times=0.9, minutes=30.0, steps=40_000) for record in of_viwae]
+    before, after = shown_by(committed), shown_by([*committed, *longer])
+    own = after.index("### 20 Newsgroups, 2,000 words, 30 minutes a run")
+    assert after[:own].strip() == before[:own].strip()
+    table = after[own : after.index("### New York Times")]
+    assert "40,000 |" in table
+    assert "at most Stein VAE" not in table
+
+
+def test_a_run_that_is_not_measured_yet_leaves_the_table_as_it_was(committed, of_viwae):
+    """All numbers of a row are of one run, and a seed without numbers is none."""
+    trained = [record for record in of_viwae if record["estimator"] == "training"]
+    begun = [changed(record, steps=9_000) for record in trained]
+    begun += [changed(record, seed=1) for record in trained]
+    assert shown_by([*committed, *begun]) == shown_by(committed)
+
+
+def test_errors_over_documents_are_those_of_the_columns(committed, of_viwae):
+    unigram = [record for record in committed if record["method"] == "unigram"]
+    per_document = [r for r in of_viwae if r["metric"] == "perplexity_per_document"]
+    few = [r["stderr"] for r in per_document if r["n"] == table2.SUBSET]
+    every = [r["stderr"] for r in per_document if r["n"] > table2.SUBSET]
+    expected = (
+        f"{min(every):.1f} to {max(every):.1f} of all documents, "
+        f"{min(few):.1f} to {max(few):.1f} of the subset"
+    )
+    assert len(few) == 3
+    assert expected in shown_by([*unigram, *of_viwae])
 
 
 def test_what_the_document_shows_is_not_run_again():
     """Cells of a few minutes are found in a clone that has no run folders."""
-    output = Path(__file__).resolve().parents[2] / "docs" / "results" / "table2.jsonl"
+    output = COMMITTED
     (cell,) = (each for each in cells("nyt", None, (0,)) if each.row == "NVDM: VAE")
     suites = [(table2.ALL_OWN, 918), (table2.ON_SUBSET, table2.SUBSET)]
     assert has_all(cell, suites, output)

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from steinvae.evaluate import main as evaluate
 from steinvae.train import main
 
 DOCUMENTS, WORDS = 120, 30
@@ -58,6 +59,12 @@ def test_a_run_on_documents_reports_perplexities_beside_the_unigram(root, method
     assert sum(half) in (0, 1, 9, 10)  # of ten words, all of one theme but for one
     report = (run_dir / "report.md").read_text()
     assert "## Perplexity" in report
+    assert "NLL (nats/document)" in report
+    assert evaluate([str(run_dir), "--estimators=iw_g", "--images=8", "--samples=20"]) == 0
+    text = (run_dir / "evaluation.md").read_text()
+    assert "NLL in nats a document" in text
+    (finding,) = json.loads((run_dir / "evaluation.json").read_text())["findings"]
+    assert finding["holds"] == "yes"
     assert "unigram, add one" in report
     assert " ".join(first["words"]) in report
     assert not (run_dir / "samples.png").exists()
