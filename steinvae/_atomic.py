@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a kill within `replacing` left in the folder; nobody else may write there."""
+    for path in folder.glob(".*-*"):
+        if _UNFINISHED.fullmatch(path.name) and path.is_file():
+            path.unlink()
+
+
+_UNFINISHED = re.compile(r"\..+-[0-9a-f]{8}(\.\w+)?")
 
 
 def write_text(path: Path, text: str) -> None:

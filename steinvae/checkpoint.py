@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from steinvae._atomic import InUseError, sync
+from steinvae._atomic import InUseError, remove_unfinished, sync
 from steinvae._hidden import hidden, leftovers
 from steinvae._manifest import verify, write_manifest
 
@@ -187,6 +187,8 @@ def lock_run_dir(run_dir: Path, setting: str = "run_dir") -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         clean(run_dir)
+        for folder in (run_dir, *run_dir.glob("baseline-*")):
+            remove_unfinished(folder)
         yield
 
 

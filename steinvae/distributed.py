@@ -223,13 +223,17 @@ class ShardedTrainer(Trainer):
         super().fit(metrics, progress, _AgreedStop(stop, self._world))  # type: ignore[arg-type]
 
     def update(self, step: int, *, monitor: bool) -> dict[str, float]:
-        """As `Trainer.update`; statistics are means over the processes of those of own images."""
+        """As `Trainer.update`; statistics are means over the processes of those of own images.
+
+        Counts are the same in all.
+        """
         stats = super().update(step, monitor=monitor)
         if not stats:
             return stats
         values = torch.tensor(list(stats.values()), dtype=torch.float64, device=self.device)
         (total,) = self._world.sum([values])
-        return dict(zip(stats, (total / self._world.size).tolist(), strict=True))
+        means = zip(stats.items(), (total / self._world.size).tolist(), strict=True)
+        return {name: own if isinstance(own, int) else mean for (name, own), mean in means}
 
     def batch(self, step: int, *, monitor: bool = False) -> Batch:
         """This process's rows of the minibatch that one process would have."""

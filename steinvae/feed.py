@@ -13,6 +13,10 @@ from steinvae.data import Dataset, step_generator
 from steinvae.draws import ALL, pick
 
 
+class DataError(Exception):
+    """A minibatch could not be read: a damaged file, or a reading process that has died."""
+
+
 class Sampler(Protocol):
     """Which examples make up a minibatch, a pure function of the step."""
 
@@ -41,6 +45,7 @@ class Feed:
 
     Splits in memory are indexed at once. Images in files are prepared by `data.workers` processes,
     in order; a step that is not the next one, after a resume for example, starts them again there.
+    Errors: DataError.
     """
 
     def __init__(
@@ -87,7 +92,10 @@ class Feed:
             self.close()
             self._ahead = self._loader.from_step(step)
         self._next = step + 1
-        return next(self._ahead).pixels
+        try:
+            return next(self._ahead).pixels
+        except (ValueError, OSError, RuntimeError) as error:
+            raise DataError(f"minibatch {step} could not be read: {error}") from error
 
     def close(self) -> None:
         """End the processes; a later step starts others."""

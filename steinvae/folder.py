@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -107,13 +108,14 @@ def saying_how_to_go_on(run_dir: Path, trained: Path) -> Iterator[None]:
         path = latest(trained)
         step = None if path is None else int(path.name.removeprefix("step-"))
         saved = " before its first checkpoint" if step is None else f", saved at step {step}"
-        print(
-            f"{ending}{saved}; continue with: "
-            f"python -m steinvae.train --config {run_dir / 'config.yaml'} --run_dir {run_dir} "
-            "--resume auto",
-            file=sys.stderr,
-        )
+        print(f"{ending}{saved}; continue with: {going_on(run_dir)}", file=sys.stderr)
         raise
+
+
+def going_on(run_dir: Path) -> str:
+    """The command that continues a run."""
+    config, folder = (shlex.quote(str(each)) for each in (run_dir / "config.yaml", run_dir))
+    return f"python -m steinvae.train --config {config} --run_dir {folder} --resume auto"
 
 
 def check_same(

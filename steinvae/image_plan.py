@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from itertools import pairwise
 from math import prod
 
@@ -34,7 +35,8 @@ def make_image_plan(config: Config) -> Plan:
     model, method, side = config.model, config.method, config.data.crop
     stack = STACK if model.stack is None else model.stack
     pixels, images = COLOURS * side**2, config.trainer.batch_size
-    noise = side**2 if method.encoder_kind(model) == "concat" else model.codes
+    plane = method.encoder_kind(model) == "concat"  # noise enters with the image
+    noise = side**2 if plane else model.codes
     decoder = sum(
         prod(own.shape)
         for own in GaussianResidual(model.codes, model.hidden, pixels, stack).parameters
@@ -47,7 +49,7 @@ def make_image_plan(config: Config) -> Plan:
     seen = samples // groups // (particles if dealt else 1)  # by a decoder
     pairs = samples * (1 if dealt else particles)
     together = (images + 1) // 2 if config.data.labelled else images  # halves take turns
-    rows = images * (samples if noise != model.codes else 1)  # of the encoder
+    rows = images * (samples if plane else 1)  # of the encoder
     kept = kept_numbers(model.hidden, stack, side, recompute=config.trainer.recompute)
     wide = 2 if config.trainer.precision == "bfloat16" else BYTES  # of an activation
     exact = seen * _OF_IMAGE * pixels + 2 * pairs * model.codes
@@ -74,15 +76,19 @@ def make_image_plan(config: Config) -> Plan:
     )
 
 
-def advice(config: Config, available: int | None = None) -> str | None:
+def advice(config: Config, available: int | None = None, processes: int = 1) -> str | None:
     """Why an update does not fit the device, and what would help; None where it does.
 
-    `available` bytes are those of the device of `trainer.device` by default.
+    `available` bytes are those of the device of `trainer.device` by default. `processes` share out
+    the minibatch: each has a GPU of its own, or all of this machine have its memory together.
     """
     if config.model.network != "residual":
         return None
     available = device_bytes(config.trainer.device) if available is None else available
-    planned = make_image_plan(config).total_bytes
+    share = replace(config.trainer, batch_size=config.trainer.batch_size // processes)
+    planned = make_image_plan(replace(config, trainer=share)).total_bytes
+    if not on_gpu(config.trainer.device):
+        planned *= int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     if planned <= available:
         return None
     helps = [] if config.trainer.recompute else ["--trainer.recompute true"]
@@ -98,9 +104,14 @@ def advice(config: Config, available: int | None = None) -> str | None:
     )
 
 
+def on_gpu(device: str) -> bool:
+    """Whether `trainer.device` means a GPU here."""
+    return device != "cpu" and torch.cuda.is_available()
+
+
 def device_bytes(device: str) -> int:
     """Memory of the GPU that `trainer.device` means, else of the machine."""
-    if device != "cpu" and torch.cuda.is_available():
+    if on_gpu(device):
         return torch.cuda.get_device_properties(0).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 

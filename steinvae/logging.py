@@ -142,7 +142,7 @@ class TensorBoard:
 
     def open(self, keep: int) -> None:
         """Begin after step `keep`: what was written for later steps is not shown any more."""
-        self._events = self._make(str(self._folder), purge_step=keep + 1 if keep >= 0 else None)
+        self._events = self._make(str(self._folder), purge_step=keep + 1)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """One scalar for each number."""

@@ -26,15 +26,16 @@ from steinvae.data import CountDataset, Dataset, load, step_generator
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.density.suite import normalised
 from steinvae.device import choose_device, prepare_process
-from steinvae.folder import check_same, choose_run_dir, held, saying_how_to_go_on
+from steinvae.folder import check_same, choose_run_dir, going_on, held, saying_how_to_go_on
 from steinvae.image_plan import advice
 from steinvae.labels.results import label_results, write_chosen
-from steinvae.logging import JSONL, MetricsWriter, Progress, tensorboard_writer
+from steinvae.logging import JSONL, MetricsWriter, Progress, read_metrics, tensorboard_writer
 from steinvae.networks import Networks, build_networks
 from steinvae.perplexity import text_results
 from steinvae.plots import figure_module, save_curves, save_samples
 from steinvae.report import commit, or_null, versions, write_report, write_result
 from steinvae.signals import StopRequest
+from steinvae.throughput import THROUGHPUT
 from steinvae.topics import topic_results
 from steinvae.trainer import Trainer
 
@@ -71,7 +72,7 @@ def run(config: Config, world: World | None = None) -> tuple[Path, list[dict[str
                 run_dir = world.agree(run_dir)
             if leads:
                 stack.enter_context(held(run_dir))
-            against = advice(config)
+            against = advice(config, processes=1 if world is None else world.size)
             if against is not None:
                 raise ValueError(against)
             dataset = load_data(config)
@@ -140,8 +141,13 @@ def prepare_with(networks: Networks, config: Config, dataset: Dataset) -> Traine
 
 
 def go_on(trainer: Trainer) -> None:
-    """Continue from the checkpoint, if any; `ValueError` where it is beyond the last step."""
-    trainer.resume()
+    """Continue from the checkpoint, if any; `ValueError` where it is beyond the last step, of other
+    training data, or beside damaged metrics."""
+    if trainer.resume():
+        for name in (JSONL, f"{THROUGHPUT}.jsonl"):
+            path = trainer.run_dir / name
+            if path.exists():
+                read_metrics(path)  # or it says now what is damaged
     last = trainer.config.trainer.max_steps
     if trainer.step > last:
         raise ValueError(f"run is at step {trainer.step}, beyond trainer.max_steps {last}")
@@ -185,6 +191,7 @@ def follow(trainer: Trainer, stop: StopRequest) -> None:
         Progress(total, rank=1) as progress,
     ):
         trainer.fit(metrics, progress, stop)
+    trainer.close()
 
 
 def finish(trainer: Trainer) -> dict[str, Any]:
@@ -307,7 +314,10 @@ def save_model(run_dir: Path, networks: Networks) -> None:
     """Write model.safetensors, the parameters that were tested."""
     tensors = {name: item.cpu().contiguous() for name, item in networks.tensors().items()}
     with replacing(run_dir / MODEL) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # by the umask; safetensors writes for the owner alone
         save_file(tensors, temporary)
+        temporary.chmod(mode)
 
 
 def load_model(run_dir: Path, config: Config, pixels: int, classes: int | None = None) -> Networks:
@@ -318,9 +328,7 @@ def load_model(run_dir: Path, config: Config, pixels: int, classes: int | None =
     path = Path(run_dir) / MODEL
     if not path.exists():
         raise FileNotFoundError(
-            f"run_dir={run_dir} holds no {MODEL}: finish the run with "
-            f"python -m steinvae.train --config {Path(run_dir) / CONFIG} --run_dir {run_dir} "
-            "--resume auto"
+            f"run_dir={run_dir} holds no {MODEL}: finish the run with {going_on(Path(run_dir))}"
         )
     prepare_process(config)
     device = choose_device(config.trainer.device)

@@ -13,6 +13,9 @@ from steinvae.config import Config
 from steinvae.logging import MetricsWriter
 from steinvae.plan import make_plan
 
+THROUGHPUT = "throughput"
+"""Name of the files."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -61,7 +64,7 @@ class Throughput:
     def __init__(self, work: Work, beside: MetricsWriter, step: int, total: int) -> None:
         self._work, self._total = work, total
         self._writer = MetricsWriter(
-            beside.run_dir, step or None, name="throughput", tensorboard=beside.tensorboard
+            beside.run_dir, step or None, name=THROUGHPUT, tensorboard=beside.tensorboard
         )
         self._mark = (step, time.monotonic())
 

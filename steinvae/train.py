@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if planned:
         say_unread(config)
         return plan(config)
-    from steinvae.nonfinite import NonFiniteError  # torch: not needed for --help and usage errors
+    from steinvae.feed import DataError  # torch: not needed for --help and usage errors
+    from steinvae.nonfinite import NonFiniteError
     from steinvae.run import SetupError, run
 
     try:
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if world is None or world.leads:
                 say_unread(config)
             run_dir, results = run(config, world)
-    except (SetupError, NonFiniteError, OSError) as error:  # OSError: a full disk, while it trains
+    except (SetupError, DataError, NonFiniteError, OSError) as error:  # OSError: a full disk
         print(f"steinvae.train: {error}", file=sys.stderr)
         return 1
     if world is None or world.leads:

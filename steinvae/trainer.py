@@ -18,6 +18,7 @@ from steinvae import checkpoint
 from steinvae.captured import Graphs, Moved, recorder
 from steinvae.config import Config
 from steinvae.data import BatchSampler, Dataset
+from steinvae.data.identity import differences, identity
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.density.likelihood import noise_dimension
 from steinvae.device import choose_device, multiplying
@@ -83,6 +84,7 @@ class Trainer:
             "passed_over": 0,
             "seconds": 0.0,
             "cpu_seconds": 0.0,
+            "data": identity(dataset.train),
         }
         self.step = 0
         own = Work(batch_size, None, None)  # networks that the configuration does not describe
@@ -128,9 +130,9 @@ class Trainer:
                     progress.update(self.step, _shown(record | speed.write(self.step)))
                 if saving:
                     self.save(tensors, metrics)
-                if leaving:
+                if leaving:  # a signal that came since is one of the next step, which saves
                     self.settle()
-                stop.check()
+                    stop.check()
 
     def _advance(self) -> dict[str, float]:
         """One update, and a validation where one is due; returns what to log."""
@@ -289,11 +291,19 @@ class Trainer:
         self._saver.wait()
 
     def resume(self) -> bool:
-        """Continue from the newest intact checkpoint; False where there is none."""
+        """Continue from the newest intact checkpoint; False where there is none.
+
+        Errors: ValueError for a checkpoint of other networks or of other training data.
+        """
         path = checkpoint.latest(self.run_dir)
         if path is None:
             return False
         saved = checkpoint.load(path)
+        changed = differences(saved.state.get("data", self.state["data"]), self.state["data"])
+        if changed:
+            raise ValueError(
+                f"resume must keep the training data of the run in {self.run_dir}: {changed}"
+            )
         own = self.networks.tensors()
         extra = {n: t for n, t in saved.tensors.items() if n.startswith(("adam.", "best."))}
         saved.require({n: (tuple(t.shape), t.dtype) for n, t in (own | extra).items()})

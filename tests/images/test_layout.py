@@ -157,6 +157,29 @@ def test_a_class_without_images_keeps_its_number(tmp_path):
     assert faults.skipped == {f.VACANT: 1}
 
 
+@pytest.mark.parametrize("kind", ["a hole", "two archives in one file", "cut off", "cut within"])
+def test_a_tar_with_images_after_its_end_or_without_one_is_refused(tmp_path, kind):
+    """Zeros are the end of an archive: a hole in a download would hide all that follows."""
+    whole = as_tar(folders())
+    middle = len(whole) // 1024 * 512
+    content = {
+        "a hole": whole[:middle] + bytes(4096) + whole[middle + 4096 :],
+        "two archives in one file": whole + whole,
+        "cut off": whole[:middle],
+        "cut within": whole[: middle + 100],
+    }[kind]
+    path = tmp_path / "images.tar"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"images.tar: expected a complete, uncompressed tar"):
+        listed(path)
+
+
+def test_zeros_after_the_end_are_padding(tmp_path):
+    path = tmp_path / "images.tar"
+    path.write_bytes(as_tar(folders()) + bytes(3 * 2**20))
+    assert len(listed(path)[1]["train"].labels) == 30
+
+
 def test_links_in_a_tar_are_faults(tmp_path):
     write(tmp_path / "tree", folders())
     with tarfile.open(tmp_path / "tree.tar", "w") as archive:

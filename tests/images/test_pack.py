@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from steinvae.data import pack as command
+from steinvae.data.identity import identity
 from steinvae.data.images import faults as f
 from steinvae.data.images import load_image_folder, load_packed, packing
+from steinvae.data.images.packed import load_images
 from steinvae.data.images.packing import pack
 from tests.images.trees import CLASSES, TRAIN, VAL, encode, folders, shards, smooth, write
 
@@ -217,3 +219,54 @@ def test_the_command_packs_verifies_and_says_what_is_there(root, tmp_path, capsy
     assert "data.root=" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.main([*arguments, "--side", "0"])
+
+
+def test_a_pack_of_other_files_is_refused(root, packed, tmp_path):
+    """Of the same names: another size, or another folder."""
+    out = shutil.copytree(packed, tmp_path / "out")
+    with pytest.raises(ValueError, match="holds another pack, which differs in listing"):
+        pack(write(tmp_path / "other", folders()), out, side=SIDE, shard_bytes=SHARD)
+    same = shutil.copytree(root, tmp_path / "same")
+    pack(same, out, side=SIDE, shard_bytes=SHARD)
+
+
+def test_a_finished_pack_is_verified_by_other_versions_too(root, packed, tmp_path, monkeypatch):
+    """Begun ones are not: resizing may differ."""
+    out = shutil.copytree(packed, tmp_path / "out")
+    monkeypatch.setattr(packing.PIL, "__version__", "99.0")
+    pack(root, out, side=SIDE, shard_bytes=SHARD)
+    (out / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="differs in versions"):
+        pack(root, out, side=SIDE, shard_bytes=SHARD)
+
+
+def test_names_that_are_no_text_are_packed(tmp_path):
+    files = {os.fsdecode(name): data for name, data in odd_names().items()}
+    root, out = write(tmp_path / "root", {**folders(), **files}), tmp_path / "out"
+    pack(root, out, side=SIDE)
+    names = (out / "train-names.txt").read_bytes().splitlines()
+    assert len(names) == 3 * TRAIN + len(files)
+    assert b"train/n01440764/\xe9.JPEG" in names
+    assert b"train/n01440764/two\\nlines.JPEG" in names
+
+
+def odd_names() -> dict[bytes, bytes]:
+    names = (b"\xe9.JPEG", b"two\nlines.JPEG")
+    return {b"train/n01440764/" + name: encode(smooth(20, 20)) for name in names}
+
+
+def test_a_tree_and_its_pack_train_alike(root, packed):
+    """The same mean, the same identity, the same batches."""
+    of_files, of_shards = (load_images(each, side=SIDE, crop=CROP) for each in (root, packed))
+    assert identity(of_files.train) == identity(of_shards.train)
+    every = torch.arange(len(of_files.train))
+    draws = [torch.Generator().manual_seed(1) for _ in range(2)]
+    assert torch.equal(
+        of_files.train.batch(every, draws[0]), of_shards.train.batch(every, draws[1])
+    )
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"{", b'{"kind": "a list of one\'s own"}'])
+def test_a_tree_may_have_a_manifest_of_its_own(tmp_path, content):
+    root = write(tmp_path, {**folders(), "manifest.json": content})
+    assert len(load_images(root, side=9, crop=8).test) == 3 * VAL

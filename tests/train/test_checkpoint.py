@@ -224,6 +224,18 @@ class TestLeftovers:
 
 
 class TestLock:
+    def test_what_a_kill_cut_short_goes(self, tmp_path):
+        cut = [
+            tmp_path / ".model-0123abcd.safetensors",
+            tmp_path / "baseline-vae" / ".result-89abcdef.json",
+        ]
+        kept = [tmp_path / ".notes-of-mine.txt", tmp_path / "model.safetensors"]
+        (tmp_path / "baseline-vae").mkdir()
+        for path in (*cut, *kept):
+            path.touch()
+        with checkpoint.lock_run_dir(tmp_path):
+            assert [path.exists() for path in (*cut, *kept)] == [False, False, True, True]
+
     def test_two_runs_cannot_share_a_directory(self, tmp_path):
         with (
             lock_run_dir(tmp_path),

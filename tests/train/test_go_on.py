@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -108,7 +109,8 @@ def test_a_second_signal_says_the_checkpoint_that_there_is(tiny, tmp_path, monke
     assert "stopped by SIGTERM before its first checkpoint; " in capsys.readouterr().err
 
 
-def test_the_command_that_is_said_continues(tiny, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("folder", [None, "a folder's name"])
+def test_the_command_that_is_said_continues(folder, tiny, tmp_path, monkeypatch, capsys):
     """Also in the folder that it chose itself, with settings that are not the default."""
     from steinvae import train
 
@@ -116,10 +118,10 @@ def test_the_command_that_is_said_continues(tiny, tmp_path, monkeypatch, capsys)
     with monkeypatch.context() as patch:
         stop_at(patch, 9, signal.SIGTERM)
         with pytest.raises(Interrupted):
-            run(tiny(trainer={"baseline": "none"}))
+            run(tiny(trainer={"baseline": "none"}, run_dir=folder))
     command = capsys.readouterr().err.splitlines()[-1].split("continue with: ")[1]
-    assert train.main(command.split()[3:]) == 0
-    found = latest(FIRST)
+    assert train.main(shlex.split(command)[3:]) == 0
+    found = latest(FIRST if folder is None else Path(folder))
     assert found is not None
     assert found.name == "step-00000020"
 

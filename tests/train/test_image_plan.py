@@ -109,3 +109,38 @@ def test_what_does_not_fit_is_refused_with_advice(capsys, monkeypatch):
     shown = capsys.readouterr()
     assert "memory: in all, about:" in shown.out
     assert "a smaller trainer.batch_size" in shown.err
+
+
+def test_each_process_is_planned_with_its_share(monkeypatch):
+    """On GPUs of their own; on a CPU all share the memory of one machine."""
+    config = load_preset("imagenet")
+    whole = make_image_plan(config).total_bytes
+    share = replace(config, trainer=replace(config.trainer, batch_size=8))
+    part = make_image_plan(share).total_bytes
+    assert part < whole / 2
+    between = (part + whole) // 2
+    assert advice(config, between) is not None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    gpus = replace(config, trainer=replace(config.trainer, device="cuda"))
+    assert advice(gpus, between, processes=8) is None
+    assert advice(gpus, part - 1, processes=8) is not None
+    cpus = replace(config, trainer=replace(config.trainer, device="cpu"))
+    assert advice(cpus, 8 * part, processes=8) is None
+    assert advice(cpus, 8 * part - 1, processes=8) is not None
+
+
+def test_an_encoder_without_a_noise_plane_is_planned_once_an_image():
+    """Whatever the number of codes, also that of the pixels of a plane."""
+    base = load_preset("tiny_imagenet")
+    method = replace(base.method, name="vae", code_particles=10)
+    hidden = base.model.hidden[:3]
+    places = (base.data.crop // 2 ** len(hidden)) ** 2
+    codes = (base.data.crop**2, base.data.crop**2 - places)
+    plans = [
+        make_image_plan(
+            replace(base, method=method, model=replace(base.model, codes=n, hidden=hidden))
+        )
+        for n in codes
+    ]
+    at_pixels, below = (plan.encoder_bytes for plan in plans)
+    assert below < at_pixels < 1.1 * below

@@ -16,7 +16,7 @@ import torch
 
 from steinvae import checkpoint
 from steinvae.logging import MetricsWriter, Progress
-from steinvae.run import load_data, run
+from steinvae.run import SetupError, load_data, run
 from steinvae.signals import Interrupted, StopRequest
 from steinvae.trainer import Trainer
 
@@ -166,6 +166,53 @@ def test_signal_stops_at_a_step_boundary_with_a_checkpoint(number, tiny, digits,
     assert resumed.step == 9
     fit(resumed)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("place", ["write", "sync"])
+def test_a_signal_between_two_lines_of_the_loop_saves_its_step(
+    place, tiny, digits, tmp_path, monkeypatch
+):
+    """While metrics are written or forced to the disk, after the loop has asked for signals."""
+    original, sent = getattr(MetricsWriter, place), []
+
+    def interrupted(self, *arguments):
+        if not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+        return original(self, *arguments)
+
+    monkeypatch.setattr(MetricsWriter, place, interrupted)
+    settings = {"max_steps": 9, "log_every": 3, "checkpoint_every": 4, "save_in_background": False}
+    trainer = Trainer(tiny(trainer=settings), digits, tmp_path)
+    with StopRequest() as stop, pytest.raises(Interrupted):
+        fit(trainer, stop)
+    assert 1 < trainer.step < 9
+    assert newest(tmp_path).step == trainer.step
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "throughput.jsonl"])
+def test_damaged_records_are_refused_before_training(name, tiny, tmp_path):
+    config = tiny(trainer={"baseline": "none", "max_steps": 4})
+    config = replace(config, run_dir=str(tmp_path / "run"))
+    run(config)
+    path = tmp_path / "run" / name
+    path.write_text("damage\n" + path.read_text())
+    with pytest.raises(SetupError, match=rf"{name}, line 1: expected JSON"):
+        run(replace(config, resume="auto", trainer=replace(config.trainer, max_steps=6)))
+
+
+def test_other_training_data_is_refused(tiny, digits, tmp_path):
+    """A file in the old one's place: fewer images, other pixels."""
+    trainer = Trainer(tiny(), digits, tmp_path)
+    trainer.save(trainer.tensors())
+    trainer.settle()
+    pixels = digits.train.pixels.clone()
+    pixels[0, 0] += 1
+    fewer = replace(digits.train, pixels=digits.train.pixels[1:], labels=digits.train.labels[1:])
+    for split, named in ((replace(digits.train, pixels=pixels), "pixels"), (fewer, "examples")):
+        other = Trainer(tiny(), replace(digits, train=split), tmp_path)
+        with pytest.raises(ValueError, match=rf"must keep the training data .*{named} is"):
+            other.resume()
+    assert Trainer(tiny(), digits, tmp_path).resume()
 
 
 def test_second_signal_ends_at_once():

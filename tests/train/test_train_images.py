@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from steinvae import checkpoint
+from steinvae import checkpoint, train
 from steinvae.config import Config
+from steinvae.config_tree import to_dict
 from steinvae.data.images.faults import Faults
 from steinvae.data.images.listing import read_bytes, walk
 from steinvae.data.images.packing import pack
 from steinvae.labels.pooled import PooledLabels
 from steinvae.networks import build_networks
 from steinvae.presets import load_preset
-from steinvae.run import load_data, load_model, read_config, run
+from steinvae.run import MODEL, load_data, load_model, read_config, run
 from steinvae.sample import main as sample
 from steinvae.trainer import Trainer
 from tests.train.image_trees import CLASSES, SIDE, VAL, small_config, write_tree
@@ -80,6 +82,26 @@ def test_run_leaves_what_readers_need(images, tmp_path, capsys):
         == 0
     )
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_ends_the_command_with_one_line(workers, images, tmp_path, capsys):
+    root = write_tree(tmp_path / "images")
+    for path in (root / "train" / "n1").iterdir():
+        path.write_bytes(path.read_bytes()[:60])
+    data = {"root": str(root), "workers": workers}
+    config = images(data=data, trainer={"on_nonfinite": "skip"}, run_dir=str(tmp_path / "run"))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
+    assert train.main(["--config", str(tmp_path / "config.yaml")]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("steinvae.train: minibatch ")
+    assert f"{root}/train/n1/" in last
+
+
+def test_others_may_read_the_model(images, tmp_path):
+    run(images(trainer={"max_steps": 1}, run_dir=str(tmp_path / "run")))
+    modes = {(tmp_path / "run" / name).stat().st_mode for name in ("config.yaml", MODEL)}
+    assert len(modes) == 1
 
 
 def test_colours_are_learned(images, tmp_path):

@@ -159,9 +159,13 @@ def _members(
                 at = Member(name, start + member.offset_data, member.size)
                 folders[place].members.append(at)
         file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            # tarfile takes a damaged header, and the end of the file, for the end of the archive
+        # tarfile takes a damaged header, and the end of the file, for the end of the archive
+        end = file.read(tarfile.BLOCKSIZE)
+        if len(end) < tarfile.BLOCKSIZE or any(end):
             raise tarfile.ReadError(f"no end of the archive, byte {archive.offset}")
+        while rest := file.read(2**20):
+            if any(rest):
+                raise tarfile.ReadError(f"an end at byte {archive.offset}, and more after it")
     yield from folders.values()
     yield from inner
 

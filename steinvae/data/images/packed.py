@@ -7,6 +7,7 @@ OUT/train-labels.npy  (N,) int64;  OUT/train-names.txt  where each image came fr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,15 @@ import torch
 from steinvae._manifest import MANIFEST, check_file, read_manifest
 from steinvae.data.images.faults import BadRecords
 from steinvae.data.images.load import assemble, load_image_folder
-from steinvae.data.images.split import ImageDataset
+from steinvae.data.images.split import IMAGENET_MEAN, ImageDataset
 
 FORMAT = 1
 """Version of this layout. A reader accepts its own version and refuses newer ones."""
 
 KIND = "images"
+PLAN = "plan.json"
+"""What decides the bytes of a pack, written when it is begun."""
+
 _MAX_BYTES = 2**26  # of a manifest; that of ImageNet at 256 x 256 has 0.6 MB
 
 
@@ -124,19 +128,34 @@ def load_images(
     bad_records: BadRecords = "raise",
     workers: int = 0,
 ) -> ImageDataset:
-    """Images below `root`, packed ones where it holds a manifest, else as `load_image_folder`.
+    """Images below `root`, packed ones where it holds a pack, else as `load_image_folder`; the same
+    batches of both.
 
     Errors: ValueError where there is no root, or where `side` is not that of packed images.
     """
     if root is None:
         raise ValueError("data.root must be given for data.name image_folder: a tree or a tar")
-    if not (Path(root) / MANIFEST).is_file():
+    if not is_packed(Path(root)):
         arguments: dict[str, Any] = {"bad_records": bad_records, "workers": workers}
         return load_image_folder(root, side=side, crop=crop, **arguments)
     packed = read_packed_manifest(Path(root))["side"]
     if packed != side:
         raise ValueError(f"data.side must be {packed}, that of the packed images, got {side}")
-    return load_packed(root, crop=crop)
+    return load_packed(root, crop=crop, mean=IMAGENET_MEAN)
+
+
+def is_packed(root: Path) -> bool:
+    """Whether a pack lies there; a tree may have a manifest.json of another make."""
+    path = root / MANIFEST
+    if not path.is_file() or (root / PLAN).is_file():
+        return path.is_file()
+    if path.stat().st_size > _MAX_BYTES:
+        return False
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.get("kind") == KIND
 
 
 def read_packed_manifest(folder: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +20,19 @@ import PIL
 import torch
 from torch.utils.data import Dataset
 
-from steinvae._atomic import replacing, write_text
+from steinvae._atomic import remove_unfinished, replacing, write_text
 from steinvae._manifest import MANIFEST, check_file, digest_of, sha256_file
 from steinvae.checkpoint import lock_run_dir
 from steinvae.data.images.decode import square
 from steinvae.data.images.faults import BadImage, BadRecords, Faults
 from steinvae.data.images.layout import Listed, list_images
-from steinvae.data.images.packed import FORMAT, KIND, check_packed, read_packed_manifest
+from steinvae.data.images.packed import (
+    FORMAT,
+    KIND,
+    PLAN,
+    check_packed,
+    read_packed_manifest,
+)
 from steinvae.data.images.places import Places
 from steinvae.data.images.processes import Results
 from steinvae.logging import Progress
@@ -33,7 +40,7 @@ from steinvae.logging import Progress
 SHARD_BYTES = 2**26
 """A shard is as many images as fit: a second of work at 256 x 256, and what a kill can cost."""
 
-PARTS, PLAN = "parts", "plan.json"
+PARTS = "parts"
 _RESERVE = 2**27  # bytes left free beside what is packed
 
 
@@ -98,11 +105,13 @@ def pack(
 def _plan(
     classes: Sequence[str], listed: Mapping[str, Listed], side: int, rows: int
 ) -> dict[str, Any]:
-    """What decides every byte of a pack, so that two packs are never mixed."""
+    """What decides every byte of a pack, the sizes of files in place of what is in them, so that
+    two packs are never mixed."""
     digest = hashlib.sha256(json.dumps(classes).encode())
     for split, each in sorted(listed.items()):
-        digest.update(f"{split}/{len(each.labels)}".encode())
-        for array in (each.labels, each.places.names, each.places.sizes):
+        places = each.places
+        digest.update(json.dumps([split, len(each.labels), places.paths]).encode())
+        for array in (each.labels, places.which, places.names, places.stored_sizes()):
             digest.update(np.ascontiguousarray(array).tobytes())
     versions = {"pillow": PIL.__version__, "torch": torch.__version__}
     return {"listing": digest.hexdigest(), "side": side, "rows": rows, "versions": versions}
@@ -113,7 +122,8 @@ def _begin(out: Path, plan: Mapping[str, Any]) -> None:
     path = out / PLAN
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        differs = [name for name in plan if found.get(name) != plan[name]]
+        begun = [name for name in plan if name != "versions" or not (out / MANIFEST).exists()]
+        differs = [name for name in begun if found.get(name) != plan[name]]
         if differs:
             raise ValueError(
                 f"OUT={out} holds another pack, which differs in {', '.join(differs)}: "
@@ -124,8 +134,7 @@ def _begin(out: Path, plan: Mapping[str, Any]) -> None:
         raise ValueError(f"OUT={out}: expected a new or empty directory, or one begun by pack")
     else:
         write_text(path, json.dumps(plan, indent=1) + "\n")
-    for half in [*out.glob(".*-*.*"), *out.glob(f"{PARTS}/.*")]:
-        half.unlink()
+    remove_unfinished(out / PARTS)
 
 
 def _pack_shards(
@@ -252,8 +261,9 @@ def _finish(
         rows = np.flatnonzero(good)
         with replacing(out / f"{split}-labels.npy") as path:
             np.save(path, each.labels[rows])
-        paths = (each.places.path(int(row)) for row in rows)
-        write_text(out / f"{split}-names.txt", "".join(f"{path}\n" for path in paths))
+        paths = (each.places.path(int(row)).replace("\n", "\\n") for row in rows)
+        with replacing(out / f"{split}-names.txt") as path:
+            path.write_bytes(os.fsencode("".join(f"{name}\n" for name in paths)))
         files = {shard.file: record["file"] for shard, record in mine}
         for name in (f"{split}-labels.npy", f"{split}-names.txt"):
             path = out / name

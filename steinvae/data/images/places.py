@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,15 @@ class Places:
     def path(self, index: int) -> str:
         """Where a file is below the root, on any machine."""
         return f"{self.paths[self.which[index]]}/{os.fsdecode(bytes(self.names[index]))}"
+
+    def stored_sizes(self) -> np.ndarray:
+        """(N,) int64 bytes, those of files on the disk asked for; -1 where there is none now."""
+        found = self.sizes.copy()
+        for index in np.flatnonzero(self.offsets < 0):
+            name = os.fsdecode(bytes(self.names[index]))
+            with suppress(OSError):
+                found[index] = os.stat(f"{self.containers[self.which[index]]}/{name}").st_size
+        return found
 
     def __getitem__(self, rows: np.ndarray) -> Places:
         """Those at `rows`, (n,) int64."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import atexit
+import pickle
 import signal
+import traceback
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +27,9 @@ class Results(Iterator[Result], Generic[Result]):
     0 workers: in this process. Workers are spawned, since a fork would copy locks that threads of
     torch hold. They never see SIGTERM and SIGINT, which a scheduler sends to the whole group: their
     parent decides when they stop, and they end when it has ended.
+
+    An error of the work is raised here as it was there; one of a process itself, such as its death,
+    is torch's RuntimeError.
     """
 
     def __init__(
@@ -36,7 +41,7 @@ class Results(Iterator[Result], Generic[Result]):
         pin_memory: bool = False,
     ) -> None:
         loader = DataLoader(
-            work,
+            _Answers(work),
             batch_size=None,  # an item is a whole result
             sampler=order,
             num_workers=workers,
@@ -44,7 +49,7 @@ class Results(Iterator[Result], Generic[Result]):
             multiprocessing_context="spawn" if workers else None,
         )
         with _blocked_signals():
-            self._iterator: Iterator[Result] | None = iter(loader)
+            self._iterator: Iterator[Any] | None = iter(loader)
         if workers:
             _open.add(self)
             # At exit multiprocessing terminates its children by SIGTERM and waits for them without
@@ -55,11 +60,43 @@ class Results(Iterator[Result], Generic[Result]):
     def __next__(self) -> Result:
         if self._iterator is None:
             raise StopIteration
-        return next(self._iterator)
+        try:
+            result, error = next(self._iterator)
+        except Exception as death:
+            # The frames hold the iterator, and so the workers, which would outlive this process
+            traceback.clear_frames(death.__traceback__)
+            self.close()
+            raise
+        if error is not None:
+            self.close()
+            raise error
+        return result
 
     def close(self) -> None:
         """End the workers, after what they are at."""
         self._iterator = None
+
+
+class _Answers(Dataset[tuple[Any, Exception | None]]):
+    """Results and errors alike: torch would send an error's traceback as its message."""
+
+    def __init__(self, work: Dataset[Any]) -> None:
+        self._work = work
+
+    def __getitem__(self, number: int) -> tuple[Any, Exception | None]:
+        try:
+            return self._work[number], None
+        except Exception as error:
+            return None, _sendable(error)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or a RuntimeError that names it where another process could not read it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _close_all() -> None:
