@@ -162,3 +162,11 @@ def test_a_state_that_is_not_finite_is_never_saved(policy, tmp_path):
             fit(trainer)
         assert newest(trainer).step == 5
     assert all(tensor.isfinite().all() for tensor in newest(trainer).tensors.values())
+
+
+def test_a_second_rollback_passes_over_what_the_first_did_too(tmp_path):
+    """From step 8 back to 5, three minibatches passed over, then from 10 back to 5, five more."""
+    trainer = Trainer(config(on_nonfinite="rollback"), DIGITS, tmp_path)
+    spoil(trainer, {6, 12}, nan_gradient)
+    fit(trainer)
+    assert (trainer.state["rollbacks"], trainer.state["passed_over"]) == (2, 8)

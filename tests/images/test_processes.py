@@ -10,11 +10,12 @@ import time
 from multiprocessing import active_children
 
 import pytest
+from torch.utils.data import Dataset
 
 from steinvae.data.images.processes import Results
 
 
-class Fails:
+class Fails(Dataset[int]):
     """Item 1 is an error."""
 
     def __getitem__(self, number: int) -> int:
@@ -30,12 +31,12 @@ class OddError(Exception):
         super().__init__(f"{first} {second}")
 
 
-class FailsOddly:
+class FailsOddly(Dataset[int]):
     def __getitem__(self, number: int) -> int:
         raise OddError("two", "words")
 
 
-class Sleeps:
+class Sleeps(Dataset[int]):
     def __getitem__(self, number: int) -> int:
         time.sleep(0.05)
         return os.getpid()

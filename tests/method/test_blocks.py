@@ -7,9 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stein_kernels import rbf_gram, svgd_direction
+from stein_kernels import kernel_stein_discrepancy, rbf_gram, svgd_direction
 from steinvae.blocks import cut_blocks, runs
-from steinvae.stein import code_bandwidth, code_direction, normalised_direction
+from steinvae.config import MethodConfig
+from steinvae.gradients import Batch
+from steinvae.objectives import stein_vae
+from steinvae.stein import code_bandwidth, code_direction, code_scores, normalised_direction
 
 BLOCKS = (3, 3, 1, 4)
 
@@ -123,3 +126,23 @@ def test_smaller_blocks_have_less_noise():
         pull = (direction * codes).mean(1)
         ratio[size] = float(-pull.mean() / pull.std())
     assert ratio[10] > 5 * ratio[200]
+
+
+@pytest.mark.parametrize(("self_term", "statistic"), [("leave_one_out", "u"), ("include", "v")])
+@pytest.mark.parametrize("largest", [0, 2])
+def test_logged_discrepancy_is_the_sum_of_the_blocks(
+    make_networks, pixels, largest, self_term, statistic
+):
+    """Of 5 codes in pieces of 2, 2 and 1, or in one; U where codes leave theirs out."""
+    networks, noise = make_networks(codes=5), torch.randn(4, 6, 5).double()
+    settings = {"code_particles": 6, "kernel_block": largest, "self_term": self_term}
+    method = MethodConfig(theta_particles=1, bandwidth=0.7, **settings)  # type: ignore[arg-type]
+    found = stein_vae(networks, Batch(pixels, noise, monitor=True), method, 100)
+    codes = networks.encoder(pixels, noise).detach()
+    score = code_scores(networks.model, networks.theta, codes, pixels)
+    sizes = (2, 2, 1) if largest else (5,)
+    expected = sum(
+        kernel_stein_discrepancy(z, g, bandwidth=0.7, statistic=statistic).mean()
+        for z, g in zip(codes.split(sizes, -1), score.split(sizes, -1), strict=True)
+    )
+    torch.testing.assert_close(found.stats["stein_discrepancy"], expected)

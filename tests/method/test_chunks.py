@@ -83,3 +83,16 @@ def test_exact_score_in_chunks(make_networks, pixels, monkeypatch):
         monkeypatch, lambda: exact_score(networks.encoder, pixels, noise)
     )
     close(chunked, whole)
+
+
+def test_a_last_chunk_of_fewer_images_counts_for_fewer(make_networks, pixels, monkeypatch):
+    """Chunks of 3 and 1 of four images, by the ELBO's gradients."""
+    networks, method = make_networks(name="vae"), MethodConfig(name="vae")
+    batch = Batch(pixels, torch.randn(4, 5, 2).double())
+    whole = OBJECTIVES["vae"](networks, batch, method, 40)
+    cut = [slice(0, 3), slice(3, 4)]
+    monkeypatch.setattr("steinvae.chunks.chunks", lambda count, numbers: cut)
+    parts = OBJECTIVES["vae"](networks, batch, method, 40)
+    torch.testing.assert_close(parts.theta, whole.theta)
+    torch.testing.assert_close(parts.eta, whole.eta)
+    torch.testing.assert_close(parts.stats, whole.stats)

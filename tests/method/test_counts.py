@@ -19,7 +19,7 @@ from steinvae.models.mlp import TanhMlp
 from steinvae.models.softmax_counts import SoftmaxCounts
 from steinvae.networks import Networks, build_networks
 from steinvae.particles import ParticleEnsemble
-from steinvae.perplexity import perplexity, unigram_nll
+from steinvae.perplexity import perplexity, text_results, unigram_nll
 from steinvae.recognition import GaussianEncoder
 from steinvae.topics import npmi
 from steinvae.trainer import Trainer
@@ -196,3 +196,20 @@ def test_resumed_training_on_counts_repeats_the_whole_run(tmp_path):
         second.update(step, monitor=False)
     for name, tensor in whole.networks.tensors().items():
         assert torch.equal(tensor, second.networks.tensors()[name]), name
+
+
+def test_perplexities_are_of_the_documents_that_were_measured():
+    """Every second one of a test set in the order of lengths. Words drawn alike: perplexity V."""
+    rows = np.arange(9)
+    bags = Bags(rows, np.zeros(8, dtype=np.int32), np.arange(1, 9, dtype=np.int32))
+    dataset = split("nyt", bags, bags, tuple("abcdefg"), {})
+    lengths = torch.tensor([1.0, 3.0, 5.0, 7.0])
+    found = text_results(dataset, log(WORDS) * lengths)
+    assert found["perplexity"]["per_document"] == pytest.approx(WORDS)
+    assert found["perplexity"]["corpus"] == pytest.approx(WORDS)
+
+
+def test_words_of_every_document_say_nothing_of_each_other():
+    """Shares of 1: independent, with 0 over 0 for a ratio."""
+    bags = Bags(np.array([0, 2, 4]), np.array([0, 1, 0, 1], dtype=np.int32), np.ones(4, np.int32))
+    assert npmi(torch.tensor([[0, 1]]), Documents(bags, 3, np.arange(2))).tolist() == [0.0]

@@ -25,17 +25,6 @@ from tests.method.models import linear_networks
 NATS = 0.05
 
 
-@pytest.mark.parametrize("factor", [0.9, 1.0, 1.5])
-def test_iw_g_of_a_linear_gaussian_model_is_exact(factor):
-    """Also with an encoder that is too narrow or too wide."""
-    model, networks = linear_networks(1, factor)
-    pixels = torch.randn(6, 4)
-    exact = model.log_evidence(networks.theta.flat[0].view(2, 4), pixels)
-    mixture, single = iw_g(networks, pixels, samples=5000, seed=0)
-    assert (mixture - exact).abs().max() < NATS
-    torch.testing.assert_close(mixture, single)
-
-
 def test_iw_g_counts_the_decoders_as_a_mixture():
     model, networks = linear_networks(3, 1.8)
     pixels = torch.randn(6, 4)
@@ -172,3 +161,24 @@ def test_evenly_spaced_indices(count, wanted):
     assert len(set(indices.tolist())) == len(indices)
     gaps = indices.diff()
     assert gaps.max() - gaps.min() <= 1
+
+
+@pytest.mark.parametrize("proposal", ["fitted", "diagonal"])
+@pytest.mark.parametrize("factor", [0.9, 1.0, 1.5])
+def test_iw_g_of_a_linear_gaussian_model_is_exact(factor, proposal):
+    """Also with an encoder that is too narrow or too wide."""
+    model, networks = linear_networks(1, factor)
+    pixels = torch.randn(6, 4)
+    exact = model.log_evidence(networks.theta.flat[0].view(2, 4), pixels)
+    mixture, single = iw_g(networks, pixels, samples=5000, seed=0, proposal=proposal)
+    assert (mixture - exact).abs().max() < NATS
+    torch.testing.assert_close(mixture, single)
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(10, 3), (10, 10), (10_000, 500), (7, 1)])
+def test_evenly_spaced_indices_reach_to_the_end(count, wanted):
+    """A test set sorted by class gives every class its share."""
+    indices = evenly_spaced(count, wanted)
+    gap = -(-count // wanted)
+    assert indices.min() < gap
+    assert indices.max() >= count - gap

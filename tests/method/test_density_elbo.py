@@ -8,11 +8,12 @@ from torch import Tensor
 
 from steinvae.density.elbo import EncoderBounds, encoder_bounds, log_density, minority_of_signs
 from steinvae.density.importance import iw_g
-from steinvae.density.likelihood import log_mean_exp
+from steinvae.density.likelihood import image_noise, log_mean_exp
 from steinvae.density.units import active_units, unit_activity
 from steinvae.networks import Networks
 from steinvae.particles import ParticleEnsemble
 from steinvae.recognition import StochasticEncoder, make_encoder
+from steinvae.recognition.residual import ResidualEncoder
 from tests.method.models import CODES, PIXELS, LinearEncoder, LinearGaussian, linear_networks
 
 NATS = 0.05
@@ -185,3 +186,19 @@ def test_idle_unit_is_not_active_though_its_samples_vary():
     assert active_units(activity) == 1
     with pytest.raises(ValueError, match="needs 2 images"):
         unit_activity(networks, torch.randn(1, PIXELS), seed=0)
+
+
+@torch.no_grad()
+def test_minority_is_the_mean_over_images():
+    """Of an encoder that folds, for some images more than for others."""
+    _, networks = linear_networks(1, 1.0)
+    encoder = make_encoder("residual", PIXELS, (5,), CODES, torch.Generator().manual_seed(0))
+    assert isinstance(encoder, ResidualEncoder)
+    encoder.residual.rest.last.weight.mul_(40)  # type: ignore[operator, union-attr]
+    networks.encoder, pixels = encoder, 2 * torch.randn(6, PIXELS)
+    found = encoder_bounds(networks, pixels, samples=50, seed=3)
+    noise = image_noise(3, range(6), (50, CODES), "cpu", "elbo")
+    positive = (torch.linalg.det(encoder.jacobian(pixels, noise)) > 0).double().mean(1)
+    shares = torch.minimum(positive, 1 - positive)
+    assert shares.min() + 0.05 < shares.max()
+    assert found.minority == pytest.approx(shares.mean().item())

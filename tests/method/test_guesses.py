@@ -9,15 +9,17 @@ import torch
 import torch.nn.functional as F
 
 from steinvae.config import MethodConfig
-from steinvae.gradients import Batch
+from steinvae.gradients import Batch, encoder_gradients
 from steinvae.labels.adversary import perturbed
 from steinvae.labels.guesses import KEPT, align, guess
 from steinvae.labels.objectives import labelled_objective
 from steinvae.labels.softmax import SoftmaxLabels
 from steinvae.labels.stein import softmax_labels
+from steinvae.stein import code_direction, code_scores
 from tests.method.labelled import (
     CLASSES,
     CODES,
+    LABELS,
     PIXELS,
     SAMPLES,
     TASK,
@@ -153,3 +155,16 @@ def test_a_perturbation_changes_predictions_more_than_others_of_its_length(batch
         changed = divergence(added)
         rivals = torch.stack([divergence(other) for other in others])
     assert (changed > rivals.quantile(0.8, dim=0)).all()
+
+
+def test_stein_codes_follow_labels_and_guesses_with_one_weight():
+    made, batch = networks("stein_vae"), minibatch()
+    found = update("stein_vae", made, batch, guess_above=1e-6, bandwidth=0.7)
+    heads, codes = made.labels, made.encoder(batch.pixels, batch.noise)
+    assert isinstance(heads, SoftmaxLabels)
+    z = codes.detach()
+    score = code_scores(made.model, made.theta, z, batch.pixels)
+    score[:4] += TASK.zeta * guess(made, heads, batch, z[:4], 1e-6).codes
+    score[4:] += TASK.zeta * heads.scores(z[4:], LABELS).codes
+    direction = code_direction(z, score, bandwidth=0.7, leave_one_out=True)
+    torch.testing.assert_close(found.eta, encoder_gradients(made, codes, direction))

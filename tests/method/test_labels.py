@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from stein_kernels import median_bandwidth, rbf_gram
+from stein_kernels import median_bandwidth, rbf_gram, svgd_direction
 from steinvae.config import Config, DataConfig, MethodConfig
 from steinvae.gradients import Batch
 from steinvae.labels.baselines import gaussian
@@ -20,7 +20,8 @@ from steinvae.labels.task import LabelTask, image_scores
 from steinvae.monitor import cosine, exact_score, reference_noise
 from steinvae.objectives import stein_vae, stein_viwae
 from steinvae.pairs import Pairing
-from steinvae.stein import code_direction, code_scores, posterior_scores
+from steinvae.stein import code_direction, code_scores, posterior_scores, theta_direction
+from steinvae.weights import log_prior_over_q
 from tests.method.labelled import (
     CLASSES,
     CODES,
@@ -302,3 +303,45 @@ def test_the_monitor_compares_nothing_where_guesses_act(batch):
     guessed = update("stein_vae", made, batch, guess_above=0.5).stats
     assert "stein_discrepancy" in guessed
     assert not any("direction_" in name or "field_" in name for name in guessed)
+
+
+@pytest.mark.parametrize("bandwidth", ["liu_wang", "median", 7.0])
+def test_label_decoders_follow_the_direction_of_their_scores(batch, bandwidth):
+    made = networks("stein_vae")
+    found = update("stein_vae", made, batch, theta_bandwidth=bandwidth)
+    heads, codes = made.labels, made.encoder(batch.pixels, batch.noise).detach()[4:]
+    assert isinstance(heads, SoftmaxLabels)
+    residual = heads.scores(codes, LABELS).residual
+    score = heads.theta_score(codes, residual, labelled=TASK.labelled)
+    direction = svgd_direction(heads.theta.flat, score, bandwidth=bandwidth) / TASK.labelled
+    torch.testing.assert_close(found.labels[0], -direction)
+
+
+@pytest.mark.parametrize("log_q", ["gauss", "jac", "kde"])
+def test_decoders_follow_weights_by_the_density_that_is_set(batch, log_q):
+    """omega = p(x, z) p(y | z)^zeta / q(z | x), q with the codes' bandwidth where it has one."""
+    settings = {"code_particles": 2, "importance_samples": 3, "log_q": log_q, "bandwidth": 0.3}
+    made = networks("stein_viwae", **settings)
+    found = update("stein_viwae", made, batch, **settings)
+    codes = made.encoder(batch.pixels, batch.noise).detach()
+    ratio = log_prior_over_q(
+        *(made.encoder, codes, batch.pixels, batch.noise), estimator=log_q, bandwidth=0.3
+    )
+    assert isinstance(made.labels, SoftmaxLabels)
+    ratio[4:] += TASK.zeta * made.labels.scores(codes[4:], LABELS).log_likelihood
+    score = image_scores(made, codes, batch.pixels, TASK, 3, Pairing("full", 3), ratio).theta
+    direction = theta_direction(made.theta.flat, score, bandwidth="liu_wang", data_size=TASK.images)
+    torch.testing.assert_close(found.theta, -direction)
+
+
+def test_m2_follows_its_loss_on_the_first_code_and_its_prior(batch):
+    """The noise of its auxiliary code is that of the last one, which the first does not know."""
+    made = networks("m2")
+    found, model = update("m2", made, batch), made.labels
+    assert isinstance(model, M2)
+    codes = made.encoder(batch.pixels, batch.noise).detach()[:, 0]
+    shares = (TASK.unlabelled / TASK.images, TASK.labelled / TASK.images)
+    loss = model.loss(codes, batch.noise[:, -1], LABELS, shares, 0.1)
+    gradients = torch.autograd.grad(loss, model.trained())
+    for own, gradient, value in zip(found.labels, gradients, model.trained(), strict=True):
+        torch.testing.assert_close(own, gradient + value.detach() / TASK.images)

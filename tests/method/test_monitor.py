@@ -151,3 +151,14 @@ def test_an_encoder_of_whole_minibatches_is_not_compared_by_a_few_images(make_ne
     networks.encoder.whole_minibatch = True
     batch = Batch(pixels, torch.randn(4, 5, 2).double(), monitor=True, compare=True)
     assert not FIELD & set(stein_vae(networks, batch, MethodConfig(), 40).stats)
+
+
+@pytest.mark.parametrize("temperature", [4.0, 1.0])
+def test_a_hot_direction_is_not_compared_with_the_field_of_the_posterior(
+    make_networks, pixels, temperature
+):
+    method = MethodConfig(temperature=4.0, annealing_steps=10)
+    batch = Batch(pixels, torch.randn(4, 5, 2).double(), compare=True, temperature=temperature)
+    found = stein_vae(make_networks(), batch, method, 40).stats
+    assert (FIELD & set(found) == FIELD) == (temperature == 1)
+    assert bool(FIELD & set(found)) == (temperature == 1)

@@ -13,6 +13,7 @@ from steinvae.networks import Networks
 from steinvae.objectives import stein_viwae
 from steinvae.particles import ParticleEnsemble
 from steinvae.recognition import make_encoder, standard_normal
+from steinvae.run import baseline
 from steinvae.stein import posterior_scores
 from tests.method.models import CODES, PIXELS, LinearEncoder, LinearGaussian
 
@@ -143,3 +144,12 @@ def test_what_a_move_does_not_go_with_is_named(change, named):
 def test_a_move_needs_a_density(encoder):
     with pytest.raises(ValueError, match=r"method\.move_codes must be false.*folds"):
         Config(model=ModelConfig(encoder=encoder), method=MOVED)
+
+
+def test_baseline_has_the_two_decoder_passes_of_moved_codes():
+    method = MethodConfig(
+        name="stein_viwae", code_particles=4, importance_samples=3, log_q="jac", move_codes=True
+    )
+    beside = baseline(Config(method=method))
+    assert beside is not None
+    assert (beside.method.name, beside.method.codes_per_image) == ("vae", 2 * 4 * 3)

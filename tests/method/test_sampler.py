@@ -70,3 +70,13 @@ def test_self_term_collapses_the_variance_by_the_law(dimension, particles):
 @pytest.mark.parametrize(("dimension", "particles"), [(10, 100), (50, 100)])
 def test_leaving_one_out_keeps_the_variance(dimension, particles):
     assert 0.97 <= stationary_variance(dimension, particles, True) <= 1.03
+
+
+def test_decoders_take_turns_in_mean_images(make_networks):
+    networks, codes = make_networks(theta_particles=3), torch.randn(7, 2).double()
+    leaves = {name: leaf.detach() for name, leaf in networks.theta.leaves().items()}
+    means = networks.model.mean_images(leaves, codes)
+    for i, code in enumerate(codes):
+        one = {name: leaf[i % 3 : i % 3 + 1] for name, leaf in leaves.items()}
+        expected = networks.model.logits(one, code[None, None])[0, 0].sigmoid()
+        torch.testing.assert_close(means[i], expected)

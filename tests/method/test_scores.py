@@ -162,21 +162,6 @@ def test_theta_direction_is_the_paper_s_average_over_all_decoders():
     close(direction, expected / 10)
 
 
-def test_first_regression_step_is_the_gradient_of_eq_7(make_networks, pixels):
-    networks = make_networks()
-    method = MethodConfig(regression_steps=2, code_step=0.3)
-    batch = Batch(pixels, torch.randn(4, 5, 2, dtype=torch.float64))
-    gradients = stein_vae(networks, batch, method, data_size=40)
-    assert gradients.targets is not None
-    codes = networks.encoder(batch.pixels, batch.noise)
-    loss = (codes - gradients.targets).square().sum() / (2 * 0.3 * 4 * 5)
-    expected = torch.autograd.grad(loss, networks.eta())
-    again = regression_gradients(networks, batch, gradients.targets, 0.3)
-    for first, second, third in zip(gradients.eta, again, expected, strict=True):
-        close(first, third)
-        close(second, third)
-
-
 def test_encoder_gradient_descends(make_networks, pixels):
     """Moving the encoder against the gradient moves the codes along the direction."""
     networks = make_networks()
@@ -189,3 +174,20 @@ def test_encoder_gradient_descends(make_networks, pixels):
             parameter -= 1e-4 * gradient
         moved = networks.encoder(pixels, noise) - codes
     assert (moved * direction).sum() > 0
+
+
+@pytest.mark.parametrize("beside", [{}, {"normalise_direction": True}, {"mass_rate": 0.3}], ids=str)
+def test_first_regression_step_is_the_gradient_of_eq_7(make_networks, pixels, beside):
+    networks = make_networks()
+    method = MethodConfig(regression_steps=2, code_step=0.3, **beside)
+    noise, reference = torch.randn(4, 5, 2).double(), torch.randn(4, 9, 2).double()
+    batch = Batch(pixels, noise, reference=reference if method.mass_rate else None)
+    gradients = stein_vae(networks, batch, method, data_size=40)
+    assert gradients.targets is not None
+    codes = networks.encoder(batch.pixels, batch.noise)
+    loss = (codes - gradients.targets).square().sum() / (2 * 0.3 * 4 * 5)
+    expected = torch.autograd.grad(loss, networks.eta())
+    again = regression_gradients(networks, batch, gradients.targets, 0.3)
+    for first, second, third in zip(gradients.eta, again, expected, strict=True):
+        close(first, third)
+        close(second, third)

@@ -11,7 +11,7 @@ from stein_kernels import median_bandwidth
 from steinvae.config import MethodConfig
 from steinvae.gradients import Batch
 from steinvae.objectives import stein_vae
-from steinvae.stein import code_direction, summed_direction
+from steinvae.stein import code_direction, code_scores, summed_direction
 
 
 def summed(codes, score, h_joint, h_single):
@@ -133,3 +133,14 @@ def test_the_setting_acts_and_is_refused_where_codes_are_weighted(make_networks,
     assert directions[0] != directions[1]
     with pytest.raises(ValueError, match=r"method\.kernel"):
         MethodConfig(name="stein_viwae", weights="z", kernel="sum")
+
+
+def test_an_update_has_the_bandwidth_of_the_method_in_both_kernels(make_networks, pixels):
+    networks, noise = make_networks(), torch.randn(1, 6, 2).double()
+    codes = networks.encoder(pixels[:1], noise)
+    score = code_scores(networks.model, networks.theta, codes.detach(), pixels[:1])
+    phi = summed(codes.detach(), score, 0.8, 0.8)
+    expected = torch.autograd.grad(codes, networks.eta(), grad_outputs=-phi / 6)
+    method = MethodConfig(theta_particles=1, code_particles=6, kernel="sum", bandwidth=0.8)
+    found = stein_vae(networks, Batch(pixels[:1], noise), method, 100)
+    torch.testing.assert_close(found.eta, list(expected), rtol=1e-8, atol=1e-10)

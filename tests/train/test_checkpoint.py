@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch
 from steinvae import checkpoint
 from steinvae._hidden import _host
 from steinvae.checkpoint import latest, load, lock_run_dir, prune, save
+from steinvae.saving import Saver
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -265,3 +268,35 @@ class TestLock:
             holder.kill()
         with lock_run_dir(tmp_path):
             assert str(os.getpid()) in (tmp_path / ".lock").read_text()
+
+
+def wait_for(event: threading.Event) -> None:
+    event.wait(60)
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_what_is_saved_is_what_was_there_when_save_returned(in_background, tmp_path):
+    """The loop goes on and changes everything, the disk being slow: `before` waits for it."""
+    tensors, state, changed = {"theta": torch.zeros(3)}, {"step": 5}, threading.Event()
+    with Saver(tmp_path, 2, in_background=in_background) as saver:
+        slow = partial(wait_for, changed) if in_background else None
+        saver.save(5, tensors, state, slow)
+        tensors["theta"].fill_(1.0)
+        state["step"] = 6
+        changed.set()
+        saver.wait()
+    found = checkpoint.load(tmp_path / "checkpoints/step-00000005")
+    assert torch.equal(found.tensors["theta"], torch.zeros(3))
+    assert found.state == {"step": 5}
+
+
+@pytest.mark.parametrize("in_background", [False, True])
+def test_metrics_are_on_the_disk_before_their_checkpoint(in_background, tmp_path):
+    """A kill between the two would leave a checkpoint that is ahead of its records."""
+    seen = []
+    with Saver(tmp_path, 2, in_background=in_background) as saver:
+        saver.save(
+            5, {"theta": torch.zeros(3)}, {}, lambda: seen.append(checkpoint.latest(tmp_path))
+        )
+    assert seen == [None]
+    assert checkpoint.latest(tmp_path) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from typing import Any
 
 import pytest
@@ -31,6 +32,21 @@ SECTIONS = {
 }
 
 WRONG = [
+    ("data", {"workers": -1}, "data.workers"),
+    ("data", {"name": "digits", "labels_per_class": 0}, "data.labels_per_class"),
+    ("data", {"name": "digits", "labels_per_class": 5, "split_seed": -1}, "data.split_seed"),
+    ("method", {"name": "m2", "code_particles": 1}, "method.code_particles"),
+    ("method", {"label_particles": 0}, "method.label_particles"),
+    ("method", {"guess_above": 1.0}, "method.guess_above"),
+    ("method", {"zeta": 0.0}, "method.zeta"),
+    ("model", {"stack": 2}, "model.stack"),
+    ("model", {"label_kernels": 8}, "model.label_kernels"),
+    (
+        "model",
+        {"network": "residual", "encoder": "concat", "label_kernels": 0},
+        "model.label_kernels",
+    ),
+    ("trainer", {"compile": True, "recompute": True}, "trainer.compile"),
     ("data", {"name": "binarized_mnist", "binarization": "dynamic"}, "data.binarization"),
     ("data", {"name": "binarized_mnist", "binarization": "none"}, "data.binarization"),
     ("model", {"codes": 0}, "model.codes"),
@@ -116,6 +132,33 @@ def test_wrong_value_names_its_setting(section, values, named):
     with pytest.raises(ValueError, match=named.replace(".", r"\.")) as caught:
         SECTIONS[section](**values)
     assert "got" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [
+        ({"method": MethodConfig(kernel="sum", kernel_block=2)}, "method.kernel"),
+        (
+            {
+                "model": ModelConfig(network="conv", hidden=(8, 16)),
+                "method": MethodConfig(name="planar_flow"),
+            },
+            "model.network",
+        ),
+        (
+            {"data": DataConfig(name="nyt"), "model": ModelConfig(activation="softplus")},
+            "model.activation",
+        ),
+        (
+            {"data": DataConfig(name="nyt"), "model": ModelConfig(noise_hidden=4)},
+            "model.noise_hidden",
+        ),
+    ],
+    ids=lambda item: str(item) if isinstance(item, str) else "",
+)
+def test_sections_that_do_not_fit_each_other_are_refused(sections: dict[str, Any], named):
+    with pytest.raises(ValueError, match=rf"^{re.escape(named)} must be "):
+        Config(**sections)
 
 
 def test_negative_seed_is_refused():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steinvae.data import BatchSampler, step_generator
+from steinvae.data import BatchSampler, load, step_generator
 from steinvae.data.sampling import _finalise
+from steinvae.feed import Feed
 
 
 def draw(seed: int, step: int, stream: str) -> list[float]:
@@ -91,3 +92,18 @@ def test_streams_look_independent():
 def test_wrong_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class Same:
+    """The same images in every minibatch."""
+
+    def indices(self, step: int) -> torch.Tensor:
+        return torch.arange(16)
+
+
+def test_bits_of_a_minibatch_are_drawn_anew_at_every_step_and_repeat(tiny):
+    dataset = load("digits", binarization="dynamic")
+    feed = Feed(tiny(data={"binarization": "dynamic"}), dataset, Same(), torch.device("cpu"))
+    first, second = feed(0), feed(1)
+    assert not torch.equal(first, second)
+    assert torch.equal(feed(0), first)

@@ -15,12 +15,15 @@ from safetensors.torch import load_file, save_file
 from steinvae import evaluate, evaluation, train
 from steinvae.config import Config
 from steinvae.data import load
+from steinvae.density import Annealing, Suite, ais, measure_all
 from steinvae.density import suite as suite_module
 from steinvae.density.findings import UPPER, Assumption, Finding
+from steinvae.evaluated import merge
 from steinvae.evaluation import paired_differences, summary
 from steinvae.recognition.conv import ConvPlaneEncoder
 from steinvae.report import RECORD_KEYS, read_records
-from steinvae.run import load_model, read_config
+from steinvae.run import load_model, measure, read_config
+from steinvae.trainer import Trainer
 from tests.train.test_verdicts import networks_of
 
 QUICK = ["--images=6", "--samples=40", "--temperatures=6", "--chains=2", "--simulated=3"]
@@ -313,3 +316,56 @@ def test_worst_verdict_counts():
     found |= {"left_out": {}, "seed": 0, "model": "ab", "test_split": "cd"}
     text = summary(Config(), load("digits"), found)
     assert "- c: **not shown** (d)" in text
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"inflation": 2.0}, {"fit_samples": 30}, {"proposal": "diagonal"}, {"proposal": "encoder"}],
+    ids=str,
+)
+def test_settings_of_the_estimate_act_where_a_run_measures(changed, tiny, digits, tmp_path):
+    """On the reported NLL, and on that of validation, which chooses the parameters."""
+    found = []
+    for settings in ({}, changed):
+        config = tiny(evaluation=settings)
+        trainer = Trainer(config, digits, tmp_path)
+        reported = measure(config, digits, trainer.networks)
+        found.append((reported.value, trainer.validate().value))
+    plain, other = found
+    assert plain[0] != other[0]
+    assert plain[1] != other[1]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"inflation": 2.0}, {"fit_samples": 100}, {"seed": 5}, {"proposal": "diagonal"}]
+)
+def test_what_a_finding_was_measured_with_acts_on_its_value(changed):
+    networks, pixels = networks_of("flow"), (torch.rand(4, 6) < 0.5).float()
+    suites = (Suite(estimators=("iw_g",), samples=40, **each) for each in ({}, changed))
+    (plain,), (other,) = (measure_all(networks, pixels, suite) for suite in suites)
+    assert plain.value != other.value
+
+
+def test_a_difference_goes_with_the_value_it_was_made_of():
+    """A number measured again in the same way that came out otherwise, by other code say."""
+    same = {"theta": "mixture", "images": 6, "evaluation_seed": 0, "settings": {}}
+    old = {"estimator": "iw_g(40)", "value": 1.0, **same}
+    ais = {"estimator": "ais(6x2)", "value": 2.0, **same}
+    difference = {
+        **{"estimator": "iw_g(40)", "minus": "ais(6x2)", "value": -1.0, "minus_settings": {}},
+        **same,
+    }
+    earlier = {"findings": [old, ais], "differences": [difference]}
+    for value, kept in ((1.0, [difference]), (1.5, [])):
+        again = {"findings": [old | {"value": value}], "differences": [], "left_out": {}}
+        assert merge(earlier, again)["differences"] == kept
+
+
+def test_annealing_is_of_the_treatment_that_its_finding_names():
+    networks, pixels = networks_of("flow", decoders=2), (torch.rand(4, 6) < 0.5).float()
+    annealing = Annealing(temperatures=6, chains=2)
+    found = list(measure_all(networks, pixels, Suite(estimators=("ais",), annealing=annealing)))
+    assert [each.theta for each in found] == ["mixture", "average"]
+    for each in found:
+        direct = ais(networks, pixels, replace(annealing, theta=each.theta), seed=0)
+        torch.testing.assert_close(each.per_image, -direct.lower, rtol=0, atol=0)

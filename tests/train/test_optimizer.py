@@ -42,3 +42,20 @@ def test_gradients_move_their_own_weights(order):
         adam.step()
     for actual, expected in zip(own, plain, strict=True):
         torch.testing.assert_close(actual, expected)
+
+
+def test_the_encoder_alone_has_a_learning_rate_of_its_own(tiny):
+    """Adam's first step is as long as its learning rate, whatever the gradient."""
+    settings = {"learning_rate": 1e-3, "encoder_factor": 0.1}
+    config = tiny(data={"labels_per_class": 1}, optimizer=settings)
+    networks = build_networks(config, 64, "cpu")
+    assert networks.labels is not None
+    groups = ([networks.theta.flat], networks.eta(), networks.labels.trained())
+    before = [[value.detach().clone() for value in group] for group in groups]
+    (theta,), eta, labels = [[torch.ones_like(value) for value in group] for group in groups]
+    Optimizer(networks, config.optimizer).apply(theta, eta, labels)
+    steps = [
+        max((value - old).abs().max().item() for value, old in zip(group, own, strict=True))
+        for group, own in zip(groups, before, strict=True)
+    ]
+    assert steps == pytest.approx([1e-3, 1e-4, 1e-3], rel=1e-2)

@@ -292,3 +292,12 @@ def test_the_commit_is_that_of_a_checkout_that_tracks_the_package(tmp_path, monk
     assert report.commit() == f"{head}-dirty"
     monkeypatch.setenv("PATH", "")
     assert report.commit() is None  # no git
+
+
+@pytest.mark.parametrize("normalised", ["yes", "no", "not shown"])
+def test_report_says_where_the_numbers_are_no_log_density(normalised, tmp_path):
+    """A run on grey levels: whether it is the method's own result or that of its baseline."""
+    plain, grey = {**RESULT, "normalised": "yes"}, {**RESULT, "normalised": normalised}
+    for result, beside in ((grey, []), (plain, [grey])):
+        text = write_report(tmp_path, result, beside).read_text()
+        assert ("**No density**" in text) == (normalised == "no")

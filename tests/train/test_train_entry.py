@@ -358,3 +358,13 @@ def test_documented_table_is_the_one_the_records_give():
     kept, printed = by_row["Stein VAE, leave one out"], by_row[list(mnist_small.ROWS)[-1]]
     assert float(kept.split("|")[-3].split("±")[0]) <= 0  # at or above the VAE
     assert float(printed.split("|")[-3].split("±")[0]) >= 10
+
+
+def test_the_seed_decides_what_is_sampled(finished, tmp_path):
+    pictures = []
+    for number, seed in enumerate((0, 0, 1)):
+        output = tmp_path / f"{number}.png"
+        arguments = [str(finished), f"--output={output}", "--count=4", f"--seed={seed}"]
+        assert sample.main(arguments) == 0
+        pictures.append(output.read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]

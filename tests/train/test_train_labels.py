@@ -8,11 +8,16 @@ from math import log
 
 import pytest
 import torch
+from torch import Tensor
 
 from steinvae import checkpoint, evaluate
-from steinvae.data import Dataset
+from steinvae.data import Dataset, load
 from steinvae.labels.predict import class_probabilities, scores
+from steinvae.labels.results import label_quality
+from steinvae.labels.softmax import SoftmaxLabels
+from steinvae.labels.task import labelled_indices
 from steinvae.logging import MetricsWriter, Progress, read_metrics
+from steinvae.networks import Networks, build_networks
 from steinvae.report import read_records
 from steinvae.run import load_model, read_config, run
 from steinvae.signals import StopRequest
@@ -237,3 +242,58 @@ def test_a_data_set_without_labels_is_refused(tiny, digits, tmp_path):
     )
     with pytest.raises(ValueError, match="the images of this data set have no labels"):
         Trainer(tiny(data=LABELS), bare, tmp_path)
+
+
+def of_certain_decoders(config) -> Networks:
+    """Fresh networks for the digits whose label decoders are far from uniform."""
+    networks = build_networks(config, 64, "cpu")
+    label_decoders(networks).mul_(10)
+    return networks
+
+
+def label_decoders(networks: Networks) -> Tensor:
+    """Their parameters, one decoder a row."""
+    assert isinstance(networks.labels, SoftmaxLabels)
+    return networks.labels.theta.flat
+
+
+def told_what_is_predicted(networks: Networks, dataset: Dataset, split: str) -> Dataset:
+    """The data set with a split in which every prediction is right."""
+    own = getattr(dataset, split)
+    predicted = class_probabilities(networks, own, seed=0, samples=20).argmax(1)
+    return replace(dataset, **{split: replace(own, labels=predicted)})
+
+
+def test_temperature_is_fitted_to_the_validation_split_alone(tiny, digits):
+    config = tiny(data=LABELS, method={"label_particles": 3})
+    networks = of_certain_decoders(config)
+
+    def temperature(dataset: Dataset) -> float:
+        return label_quality(networks, dataset, config)["calibrated"]["temperature"]
+
+    own = temperature(digits)
+    assert temperature(told_what_is_predicted(networks, digits, "test")) == own
+    assert temperature(told_what_is_predicted(networks, digits, "validation")) < own
+
+
+def test_nearest_neighbours_are_looked_for_among_the_labelled_images(tiny):
+    """Where the test images are the labelled ones themselves, each is its own neighbour."""
+    dataset, config = load("digits", binarization="fixed"), tiny(data=LABELS)
+    chosen = labelled_indices(config, dataset)
+    train = dataset.train
+    same = replace(train, pixels=train.pixels[chosen], labels=train.labels[chosen])
+    networks = of_certain_decoders(config)
+    found = label_quality(networks, replace(dataset, test=same), config)
+    assert found["nearest_neighbour_error"] == 0
+    assert label_quality(networks, dataset, config)["nearest_neighbour_error"] > 0
+
+
+def test_decoder_spread_is_the_deviation_over_the_size(tiny, digits):
+    """v, v and -2 v have mean 0: all is deviation. Alike they have none."""
+    config = tiny(data=LABELS, method={"label_particles": 3})
+    networks = of_certain_decoders(config)
+    flat = label_decoders(networks)
+    for factors, spread in (((1.0, 1.0, -2.0), 1.0), ((1.0, 1.0, 1.0), 0.0)):
+        flat.copy_(torch.tensor(factors)[:, None] * flat[:1].clone())
+        found = label_quality(networks, digits, config)["decoder_spread"]
+        assert abs(found - spread) < 1e-5

@@ -252,3 +252,75 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch):
     assert choose_device("auto").type == "cpu"
     with pytest.raises(ValueError, match=r"trainer\.device is cuda"):
         choose_device("cuda")
+
+
+def test_an_update_has_the_learning_rate_of_its_own_step(tiny, digits, tmp_path):
+    """A cosine of one step to nothing: update 0 moves by Adam's first step, update 1 stays."""
+    settings = {"learning_rate": 1e-3, "decay_steps": 1, "final_fraction": 0.0}
+    trainer = Trainer(tiny(optimizer=settings), digits, tmp_path)
+    theta = trainer.networks.theta.flat
+    places = [theta.clone()]
+    for step in (0, 1):
+        trainer.update(step, monitor=False)
+        places.append(theta.clone())
+    torch.testing.assert_close((places[1] - places[0]).abs().max().item(), 1e-3, rtol=0.01, atol=0)
+    assert torch.equal(places[2], places[1])
+
+
+def test_every_validation_has_the_same_noise(tiny, digits, tmp_path):
+    """Values of the same parameters are the same, whatever the step: the best is no lucky draw."""
+    trainer = Trainer(tiny(), digits, tmp_path)
+    first = trainer.validate().value
+    trainer.step = 7
+    assert trainer.validate().value == first
+
+
+@pytest.mark.parametrize(("best", "selected"), [(float("inf"), 8), (float("-inf"), 6)])
+def test_a_run_that_ends_between_validations_makes_one_more(best, selected, tiny, digits, tmp_path):
+    """The last parameters are taken where they are better than the best before, and only there."""
+    config = tiny(trainer={"max_steps": 8, "validate_every": 6})
+    trainer = fit(Trainer(config, digits, tmp_path))
+    last = trainer.networks.theta.flat.clone()
+    trainer.state["best_value"] = best
+    assert trainer.select() == selected
+    expected = last if selected == 8 else trainer._best["theta"]
+    assert torch.equal(trainer.networks.theta.flat, expected)
+    assert not torch.equal(last, trainer._best["theta"])
+
+
+def test_last_parameters_stay_where_labels_are_in_use(tiny, digits, tmp_path):
+    """However much better an earlier image model was."""
+    settings = {"max_steps": 8, "validate_every": 6}
+    config = tiny(data={"labels_per_class": 10}, trainer=settings)
+    trainer = fit(Trainer(config, digits, tmp_path))
+    last = trainer.networks.theta.flat.clone()
+    trainer.state["best_value"] = float("-inf")
+    assert trainer.select() == 8
+    assert torch.equal(trainer.networks.theta.flat, last)
+
+
+def test_updates_in_a_row_are_counted_across_a_resume(tiny, digits, tmp_path):
+    """Two before the checkpoint of step 5 and two after it are four."""
+    first = Trainer(tiny(trainer={"max_steps": 5, "nonfinite_limit": 4}), digits, tmp_path)
+    poison(first, {3, 4})
+    fit(first)
+    second = Trainer(tiny(trainer={"nonfinite_limit": 4}), digits, tmp_path)
+    assert second.resume()
+    poison(second, {5, 6})
+    with pytest.raises(NonFiniteError, match=r"4 updates in a row.*step 6"):
+        fit(second)
+
+
+def test_skipped_update_leaves_running_averages(tiny, digits, tmp_path):
+    guesses = {"guess_above": 0.5, "align_guesses": True}
+    config = tiny(data={"labels_per_class": 10}, method=guesses)
+    trainer = Trainer(config, digits, tmp_path)
+    (predicted,) = trainer.networks.averages()
+    start = predicted.clone()
+    trainer.update(0, monitor=False)
+    before = predicted.clone()
+    assert not torch.equal(before, start)
+    trainer.step = 2
+    poison(trainer, {1})
+    trainer.update(1, monitor=False)
+    assert torch.equal(predicted, before)
