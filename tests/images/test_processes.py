@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing import active_children
 
 import pytest
@@ -42,16 +43,22 @@ class Sleeps(Dataset[int]):
         return os.getpid()
 
 
-def gone(seconds: float = 30) -> bool:
-    """Whether this process has no children, within so long."""
-    end = time.monotonic() + seconds
-    while active_children() and time.monotonic() < end:
-        time.sleep(0.05)
-    return not active_children()
+@pytest.fixture
+def gone() -> Callable[[], bool]:
+    """Whether this process has no more children than before, within half a minute."""
+    before = set(active_children())
+
+    def wait() -> bool:
+        end = time.monotonic() + 30
+        while set(active_children()) - before and time.monotonic() < end:
+            time.sleep(0.05)
+        return not set(active_children()) - before
+
+    return wait
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_error_of_the_work_is_raised_as_it_was(workers):
+def test_an_error_of_the_work_is_raised_as_it_was(workers, gone):
     results = Results(Fails(), range(3), workers)
     assert next(results) == 0
     with pytest.raises(FileNotFoundError) as caught:
@@ -66,7 +73,7 @@ def test_an_error_that_cannot_be_sent_is_named():
         next(Results(FailsOddly(), range(3), 1))
 
 
-def test_a_process_that_is_killed_is_an_error_and_leaves_none():
+def test_a_process_that_is_killed_is_an_error_and_leaves_none(gone):
     results = Results(Sleeps(), range(1000), 2)
     os.kill(next(results), signal.SIGKILL)
     with pytest.raises(RuntimeError, match="DataLoader worker"):
