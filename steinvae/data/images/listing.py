@@ -164,7 +164,7 @@ def _members(
         if len(end) < tarfile.BLOCKSIZE or any(end):
             raise tarfile.ReadError(f"no end of the archive, byte {archive.offset}")
         while rest := file.read(2**20):
-            if any(rest):
+            if rest.strip(b"\0"):
                 raise tarfile.ReadError(f"an end at byte {archive.offset}, and more after it")
     yield from folders.values()
     yield from inner
