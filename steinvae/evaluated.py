@@ -15,13 +15,12 @@ from typing import Any
 from steinvae._manifest import sha256_file
 from steinvae.config import Config
 from steinvae.data import Dataset
+from steinvae.data.identity import DIGITS
 from steinvae.density import evenly_spaced
 from steinvae.networks import Networks
 from steinvae.run import MODEL, read_config
 
 JSON = "evaluation.json"
-DIGITS = 16
-"""Hexadecimal digits of a SHA-256 that are kept."""
 FINGERPRINTED = 100
 """Test examples that tell one test split from another."""
 
