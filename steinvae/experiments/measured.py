@@ -65,15 +65,22 @@ def has_all(cell: Cell, suites: Sequence[tuple[Suite, int]], output: Path) -> bo
 
     A timed cell's run may have any number of steps: records come from faster and slower machines.
     """
-    runs = [cell]
-    if cell.minutes is not None:
-        own = same(cell, read(output), "training", NOT_STEPS)
-        runs = [cell.of_steps(n) for n in sorted({each["setting"]["steps"] for each in own})]
     return any(
         is_trained(run, output)
         and all(done(run, e, suite, n, output) for suite, n in suites for e in suite.estimators)
-        for run in runs
+        for run in runs(cell, read(output))
     )
+
+
+def runs(cell: Cell, records: Iterable[Record]) -> list[Cell]:
+    """The cell with the steps of each of its runs that have records, the newest first.
+
+    A cell of fixed steps is its one run.
+    """
+    if cell.minutes is None:
+        return [cell]
+    steps = [record["setting"]["steps"] for record in same(cell, records, "training", NOT_STEPS)]
+    return [cell.of_steps(each) for each in dict.fromkeys(reversed(steps))]
 
 
 def is_trained(cell: Cell, output: Path) -> bool:

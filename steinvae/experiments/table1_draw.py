@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from steinvae.config import Config
 from steinvae.experiments.cells import Cell, Record
-from steinvae.experiments.measured import NOT_STEPS, of
+from steinvae.experiments.measured import of, runs
 from steinvae.experiments.over_seeds import minus, shown, verdict
 from steinvae.experiments.table1_cells import ROWS, cells
 from steinvae.report import markdown_table
@@ -50,7 +50,7 @@ Values = Mapping[str, Mapping[int, float]]
 
 
 class Drawing:
-    """The records of one budget, read by row, seed, estimator and metric."""
+    """The records of one budget, read by row, seed, estimator and metric: of one run a cell."""
 
     def __init__(
         self,
@@ -60,9 +60,10 @@ class Drawing:
         minutes: float | None = None,
     ) -> None:
         self.records = list(records)
-        self.cells = cells(base, seeds, minutes=minutes)
         estimators = dict.fromkeys(record["estimator"] for record in self.records)
         self._names = {name.split("(")[0]: name for name in estimators}
+        found = [runs(cell, self.records) for cell in cells(base, seeds, minutes=minutes)]
+        self.runs = [max(candidates, key=self._measured) for candidates in found if candidates]
 
     def name(self, estimator: str) -> str | None:
         """The estimator with its effort, the newest where there are several; None without one."""
@@ -78,15 +79,15 @@ class Drawing:
     def found(self, estimator: str, metric: str) -> dict[str, dict[int, Record]]:
         """The records by row and seed."""
         rows: dict[str, dict[int, Record]] = {row: {} for row in SHOWN}
-        for cell in self.cells:
-            record = self._of(cell, estimator).get(metric)
-            if record is not None:
-                rows[cell.row][cell.config.seed] = record
+        if name := self.name(estimator):
+            for run in self.runs:
+                if record := of(run, self.records, name).get(metric):
+                    rows[run.row][run.config.seed] = record
         return rows
 
-    def _of(self, cell: Cell, estimator: str) -> dict[str, Record]:
-        name = self.name(estimator)
-        return of(cell, self.records, name, NOT_STEPS) if name else {}
+    def _measured(self, run: Cell) -> int:
+        """How many estimators have a record of the run: of equals the newest is drawn."""
+        return sum(bool(of(run, self.records, name)) for name in self._names.values())
 
 
 def draw(

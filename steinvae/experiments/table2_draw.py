@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 
 from steinvae.experiments.cells import Cell, Record
-from steinvae.experiments.measured import NOT_STEPS, of, same
+from steinvae.experiments.measured import of, runs, same
 from steinvae.experiments.over_seeds import minus, shown, verdict
 from steinvae.experiments.table2_cells import CORPORA, LESS, ROWS, cells
 from steinvae.report import markdown_table
@@ -81,14 +81,12 @@ def _other_minutes(corpus: str, records: Sequence[Record], seeds: Sequence[int])
 
 def _estimates(cell: Cell, records: Sequence[Record], subset: int) -> dict[str, float]:
     """What the cell's newest run says of which there are perplexities; nothing without one."""
-    trained = [r["setting"]["steps"] for r in same(cell, records, "training", NOT_STEPS)]
-    for steps in dict.fromkeys(reversed(trained)):
-        run = cell.of_steps(steps)
+    for run in runs(cell, records):
         if found := _perplexities(run, records, subset):
             for estimator in ("training", "units(64)"):
                 own = of(run, records, estimator)
                 found |= {metric: record["value"] for metric, record in own.items()}
-            return found | {"steps": steps}
+            return found | {"steps": run.config.trainer.max_steps}
     return {}
 
 

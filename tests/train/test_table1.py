@@ -191,6 +191,24 @@ def test_every_time_has_a_table_of_its_own(tmp_path):
     assert text.count("100.5") == text.count("90.5") == 1
 
 
+def test_numbers_of_a_row_are_of_one_run():
+    """A newer run of other steps counts when all of it is measured, and then alone."""
+    base = table1.base("cpu", None)
+    old = _synthetic(base, VAE, 0, 90.0, minutes=60.0)
+    new = [
+        record | {"setting": record["setting"] | {"steps": 77}}
+        for record in _synthetic(base, VAE, 0, 80.0, minutes=60.0)
+    ]
+    half = [record for record in new if not record["estimator"].startswith("ais")]
+    before, half_way, after = (
+        draw("T", base, (0,), [*old, *more], 60.0) for more in ((), half, new)
+    )
+    assert half_way == before
+    row = next(line for line in after.splitlines() if line.startswith("| VAE "))
+    numbers = [cell.strip() for cell in row.strip("|").split("|")][3:8]
+    assert numbers == ["82.0", "81.0", "80.5", "80.0", "77"]
+
+
 def test_options_out_of_range_are_named(tmp_path):
     arguments = (None, (0,), tmp_path / "r.jsonl", tmp_path)
     with pytest.raises(ValueError, match="budget must be one of"):
