@@ -157,6 +157,27 @@ def test_a_perturbation_changes_predictions_more_than_others_of_its_length(batch
     assert (changed > rivals.quantile(0.8, dim=0)).all()
 
 
+def test_guesses_and_perturbations_are_of_the_encoder_as_it_predicts(batch, monkeypatch):
+    """Within a training step too, whose statistics of batch normalisation are the minibatch's."""
+    made = networks("stein_vae")
+    probe = torch.randn(7, PIXELS, dtype=torch.float64)
+    batch = batch._replace(probe=probe, visible=batch.pixels.flip(1))
+    training, draw = [], made.encoder.draw
+
+    def watched(*arguments: torch.Tensor) -> torch.Tensor:
+        training.append(made.encoder.training)
+        return draw(*arguments)
+
+    monkeypatch.setattr(made.encoder, "draw", watched)
+    with made.training():
+        perturbed(made, batch, 0.3)
+        before = len(training)
+        guess(made, softmax_labels(made), batch, torch.randn(4, SAMPLES, CODES).double(), 0.0)
+        assert made.encoder.training
+    assert 0 < before < len(training)
+    assert not any(training)
+
+
 def test_stein_codes_follow_labels_and_guesses_with_one_weight():
     made, batch = networks("stein_vae"), minibatch()
     found = update("stein_vae", made, batch, guess_above=1e-6, bandwidth=0.7)
