@@ -113,6 +113,7 @@ FORMULAS: tuple[Formula, ...] = (
     Formula("matrix of pairs (torch)", "ieee", {"P": 30}, {}, {"P": 1}, {"P": 25}),
     Formula("long_direction", "tensor", {"M d": 8}, {"P d": 2}, {}, {"M d": 2, "N d": 1, "P": 1}),
     Formula("long_direction_adam", "tensor", {"M d": 40}, {"P d": 2}, {}, {"M d": 7, "P": 1}),
+    Formula("packing of a direction (torch)", "direct", {}, {}, {}, {"M d": 13}),
     Formula("packing of a direction (torch)", "ieee", {}, {}, {}, {"M d": 24}),
 )
 _BY_NAME = {(formula.launch, formula.form): formula for formula in FORMULAS}
@@ -189,7 +190,7 @@ def direction(shape: Shape, flow: str, precision: str, with_median: bool) -> lis
     if flow == "long_rows":
         return [*_long_pairs(shape), count("long_direction", "tensor", shape)]
     form = "direct" if direct else "ieee" if precision == "ieee" else "tensor"
-    packing = count("packing of a direction (torch)", "ieee", shape)
+    packing = count("packing of a direction (torch)", "direct" if direct else "ieee", shape)
     return [*(median(shape) if with_median else []), packing, count("direction", form, shape)]
 
 

@@ -29,13 +29,13 @@ def forward(
     precision: str,
 ) -> Tensor:
     """phi (B, N, d) at a bandwidth (B,)."""
-    centre = mean(x)
-    sources, score = pack(x, centre), pack(grad)
-    targets = sources if query is None else pack(query, centre)
-    w, c = source_weights(x, weights, leave_one_out), (2 / bandwidth)[:, None, None]
     like = x if query is None else query
     b, n, d = like.shape
     m, direct = x.shape[1], d <= DIRECT
+    centre = None if direct else mean(x)  # differences are of the coordinates as given
+    sources, score = pack(x, centre), pack(grad)
+    targets = sources if query is None else pack(query, centre)
+    w, c = source_weights(x, weights, leave_one_out), (2 / bandwidth)[:, None, None]
     drive = score if direct else score - c * sources
     s = splits(b, n, m)
     out = targets.new_empty(s, *targets.shape)

@@ -11,10 +11,9 @@ from stein_kernels.gpu.pairs import total
 
 
 def forward(kernels: Any, x: Tensor, y: Tensor | None, bandwidth: Tensor) -> Tensor:
-    """k(x_i, y_j), (B, M, N), in the dtype of x."""
-    centre = mean(x)
-    sources = pack(x, centre)
-    targets = sources if y is None else pack(y, centre)
+    """k(x_i, y_j), (B, M, N), in the dtype of x; distances are of the coordinates as given."""
+    sources = pack(x)
+    targets = sources if y is None else pack(y)
     out = x.new_empty(x.shape[0], x.shape[1], (x if y is None else y).shape[1])
     kernels.gram(sources, targets, bandwidth, out, y is None)
     return out

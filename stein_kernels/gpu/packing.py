@@ -1,8 +1,9 @@
 """Packed clouds: how the flows of this package hand particles to the kernels of either backend.
 
-A cloud is (B, d, ld) in the accumulation dtype: feature-major, centred, ld a multiple of ``PAD``
-and zero beyond the last particle. So every tile load is aligned, contiguous and without a mask,
-and a padded source, whose weight is zero too, adds nothing.
+A cloud is (B, d, ld) in the accumulation dtype: feature-major, ld a multiple of ``PAD`` and zero
+beyond the last particle. So every tile load is aligned, contiguous and without a mask, and a padded
+source, whose weight is zero too, adds nothing. What is summed by products is centred; differences
+are of the coordinates as given, so that far-off particles cost the others no digit.
 """
 
 from __future__ import annotations

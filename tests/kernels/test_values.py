@@ -162,6 +162,21 @@ def test_far_off_particles_cost_the_others_no_digit(kernels, gap, far, shape, qu
         assert_relative_error(phi, exact, 2e-6)
 
 
+@pytest.mark.parametrize("gap", [1e3, 2e4])
+@pytest.mark.parametrize("far", ["one particle", "every second"])
+def test_sums_of_differences_take_the_coordinates_as_given(kernels, gap, far):
+    """On a GPU too: the direction of up to 16 features and the Gram matrix round at no distance."""
+    p = gaussian_problem(60, 7)
+    x = p.x.clone()
+    x[: 1 if far == "one particle" else None : 2] += gap
+    y = x[:33] + 0.5
+    phi = sk.svgd_direction(x, p.grad, query=y, bandwidth=4.0)
+    exact = reference.svgd_direction(x.double(), p.grad.double(), query=y.double(), bandwidth=4.0)
+    assert_relative_error(phi, exact, 2e-6)
+    gram = reference.rbf_gram(x.double(), y.double(), bandwidth=4.0)
+    assert_relative_error(sk.rbf_gram(x, y, bandwidth=4.0), gram, 2e-6)
+
+
 def test_a_bandwidth_tensor_of_zero_or_below_stays_in_its_set(kernels):
     """Its sign is not read (that would wait for the device): NaN or garbage, in that set alone."""
     p = gaussian_problem(3, 9, 2)
