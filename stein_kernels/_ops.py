@@ -16,32 +16,34 @@ from torch.library import Library
 
 from stein_kernels import _composite
 from stein_kernels._checks import accumulation_dtype
+from stein_kernels._schemas import BACKEND, count_values, of_values
 
 NAMESPACE = "stein_kernels"
 _GRADIENTS = "(Tensor, Tensor, Tensor, Tensor, Tensor)"
 _PAIRS = "Tensor x, Tensor grad, Tensor? weights, Tensor? query"
 SCHEMAS = {
-    "median_distance": "(Tensor x) -> Tensor",
-    "rbf_gram": "(Tensor x, Tensor? y, Tensor bandwidth) -> Tensor",
-    "rbf_gram_backward": "(Tensor v, Tensor x, Tensor? y, Tensor bandwidth)"
+    "median_distance": f"(Tensor x, {BACKEND}) -> Tensor",
+    "rbf_gram": f"(Tensor x, Tensor? y, Tensor bandwidth, {BACKEND}) -> Tensor",
+    "rbf_gram_backward": f"(Tensor v, Tensor x, Tensor? y, Tensor bandwidth, {BACKEND})"
     " -> (Tensor, Tensor, Tensor)",
-    "svgd_direction": f"({_PAIRS}, Tensor? bandwidth, str rule, bool leave_one_out)"
+    "svgd_direction": f"({_PAIRS}, Tensor? bandwidth, str rule, bool leave_one_out, {BACKEND})"
     " -> (Tensor, Tensor)",
-    "svgd_direction_backward": f"(Tensor v, {_PAIRS}, Tensor bandwidth, bool leave_one_out)"
-    f" -> {_GRADIENTS}",
-    "stein_divergence": f"({_PAIRS}, Tensor bandwidth, bool leave_one_out) -> Tensor",
-    "stein_divergence_backward": f"(Tensor v, {_PAIRS}, Tensor bandwidth, bool leave_one_out)"
-    f" -> {_GRADIENTS}",
+    "svgd_direction_backward": f"(Tensor v, {_PAIRS}, Tensor bandwidth, bool leave_one_out,"
+    f" {BACKEND}) -> {_GRADIENTS}",
+    "stein_divergence": f"({_PAIRS}, Tensor bandwidth, bool leave_one_out, {BACKEND}) -> Tensor",
+    "stein_divergence_backward": f"(Tensor v, {_PAIRS}, Tensor bandwidth, bool leave_one_out,"
+    f" {BACKEND}) -> {_GRADIENTS}",
 }
 
 
 def _on_cuda(name: str) -> Callable[..., Any]:
     """The kernel of an op on CUDA tensors; nothing of it is imported before there is one."""
+    count = count_values(SCHEMAS[name])
 
     def kernel(*arguments: Any) -> Any:
         from stein_kernels.gpu import dispatch
 
-        return dispatch.run(name, *arguments)
+        return dispatch.run(name, arguments[:count], *arguments[count:])
 
     return kernel
 
@@ -49,7 +51,8 @@ def _on_cuda(name: str) -> Callable[..., Any]:
 _library = Library(NAMESPACE, "DEF")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, getattr(_composite, _name), "CompositeExplicitAutograd")
+    _composed = of_values(_schema, getattr(_composite, _name))
+    _library.impl(_name, _composed, "CompositeExplicitAutograd")
     _library.impl(_name, _on_cuda(_name), "CUDA")
 
 
@@ -65,32 +68,32 @@ def _empty_optional(value: Tensor | None, like: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("stein_kernels::median_distance", lib=_library)
-def _(x):
+def _(x, backend="auto"):
     return x.new_empty(x.shape[0], dtype=accumulation_dtype(x.dtype))
 
 
 @torch.library.register_fake("stein_kernels::rbf_gram", lib=_library)
-def _(x, y, bandwidth):
+def _(x, y, bandwidth, backend="auto"):
     return x.new_empty(x.shape[0], x.shape[1], x.shape[1] if y is None else y.shape[1])
 
 
 @torch.library.register_fake("stein_kernels::rbf_gram_backward", lib=_library)
-def _(v, x, y, bandwidth):
+def _(v, x, y, bandwidth, backend="auto"):
     return _fresh(x), _empty_optional(y, x), _fresh(bandwidth)
 
 
 @torch.library.register_fake("stein_kernels::svgd_direction", lib=_library)
-def _(x, grad, weights, query, bandwidth, rule, leave_one_out):
+def _(x, grad, weights, query, bandwidth, rule, leave_one_out, backend="auto"):
     phi = _fresh(x if query is None else query)
     return phi, x.new_empty(x.shape[0], dtype=accumulation_dtype(x.dtype))
 
 
 @torch.library.register_fake("stein_kernels::stein_divergence", lib=_library)
-def _(x, grad, weights, query, bandwidth, leave_one_out):
+def _(x, grad, weights, query, bandwidth, leave_one_out, backend="auto"):
     return x.new_empty((x if query is None else query).shape[:2])
 
 
-def _fake_gradients(v, x, grad, weights, query, bandwidth, leave_one_out):
+def _fake_gradients(v, x, grad, weights, query, bandwidth, leave_one_out, backend="auto"):
     return (
         _fresh(x),
         _fresh(x),
@@ -112,42 +115,43 @@ def _given(value: Tensor | None, gradient: Tensor) -> Tensor | None:
 
 
 def _direction_setup(ctx, inputs, output):
-    x, grad, weights, query, bandwidth, _, leave_one_out = inputs
+    x, grad, weights, query, bandwidth, _, *ctx.further = inputs
     ctx.save_for_backward(x, grad, weights, query, output[1])
     ctx.rule_made_it = bandwidth is None
-    ctx.leave_one_out = leave_one_out
 
 
 def _direction_backward(ctx, v, _):
     x, grad, weights, query, h = ctx.saved_tensors
     dx, dg, dw, dy, dh = torch.ops.stein_kernels.svgd_direction_backward(
-        v, x, grad, weights, query, h, ctx.leave_one_out
+        v, x, grad, weights, query, h, *ctx.further
     )
     dh = None if ctx.rule_made_it else dh
-    return dx, dg, _given(weights, dw), _given(query, dy), dh, None, None
+    return dx, dg, _given(weights, dw), _given(query, dy), dh, None, None, None
 
 
 def _divergence_setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:-1])
-    ctx.leave_one_out = inputs[-1]
+    *tensors, leave_one_out, backend = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.further = leave_one_out, backend
 
 
 def _divergence_backward(ctx, v):
     x, grad, weights, query, h = ctx.saved_tensors
     dx, dg, dw, dy, dh = torch.ops.stein_kernels.stein_divergence_backward(
-        v, x, grad, weights, query, h, ctx.leave_one_out
+        v, x, grad, weights, query, h, *ctx.further
     )
-    return dx, dg, _given(weights, dw), _given(query, dy), dh, None
+    return dx, dg, _given(weights, dw), _given(query, dy), dh, None, None
 
 
 def _gram_setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _gram_backward(ctx, v):
     x, y, h = ctx.saved_tensors
-    dx, dy, dh = torch.ops.stein_kernels.rbf_gram_backward(v, x, y, h)
-    return dx, _given(y, dy), dh
+    dx, dy, dh = torch.ops.stein_kernels.rbf_gram_backward(v, x, y, h, ctx.backend)
+    return dx, _given(y, dy), dh, None
 
 
 def _refuse_second_order(name: str):

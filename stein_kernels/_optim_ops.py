@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
+from stein_kernels._schemas import BACKEND
+
 NAMESPACE = "stein_kernels"
 SCHEMA = (
     "svgd_adam_step(Tensor(a!) x, Tensor grad, Tensor(b!) first, Tensor(c!) second, "
-    "Tensor factors, Tensor? bandwidth, str rule, bool leave_one_out) -> ()"
+    f"Tensor factors, Tensor? bandwidth, str rule, bool leave_one_out, {BACKEND}) -> ()"
 )
 
 
@@ -36,11 +38,12 @@ def svgd_adam_step(
     bandwidth: Tensor | None,
     rule: str,
     leave_one_out: bool,
+    backend: str = "auto",
 ) -> None:
     """x, grad (B, M, d) of one dtype; moments (B, M, d) of T; bandwidth (B,), or by a rule."""
     score = grad * factors[8].to(grad.dtype)
     phi, _ = torch.ops.stein_kernels.svgd_direction(
-        x, score, None, None, bandwidth, rule, leave_one_out
+        x, score, None, None, bandwidth, rule, leave_one_out, backend
     )
     descend(x, phi, first, second, factors)
 
@@ -54,14 +57,13 @@ def _on_cuda(
     bandwidth: Tensor | None,
     rule: str,
     leave_one_out: bool,
+    backend: str = "auto",
 ) -> None:
     """In one launch after those of the bandwidth, where the flow of long rows takes the shape."""
-    from stein_kernels import _backends, _extension
     from stein_kernels.gpu import dispatch, long_rows, routes
 
     arguments = (x, grad, first, second, factors, bandwidth, rule, leave_one_out)
-    built = _extension.cuda_status(build=False).module is not None
-    backends = dispatch.usable(_backends.active_backend(), built)
+    backends = dispatch.backends_for(backend)
     if backends and long_rows.fuses(x):
         problem = routes.problem_of("svgd_direction", (x, grad, None, None))
         route = routes.choose("svgd_direction", problem, backends)
@@ -71,7 +73,7 @@ def _on_cuda(
                     dispatch.launches(route.backend), *arguments, precision=route.precision
                 )
             return
-    svgd_adam_step(*arguments)
+    svgd_adam_step(*arguments, backend)
 
 
 _library = Library(NAMESPACE, "FRAGMENT")
@@ -81,5 +83,5 @@ _library.impl("svgd_adam_step", _on_cuda, "CUDA")
 
 
 @torch.library.register_fake("stein_kernels::svgd_adam_step", lib=_library)
-def _(x, grad, first, second, factors, bandwidth, rule, leave_one_out):
+def _(x, grad, first, second, factors, bandwidth, rule, leave_one_out, backend="auto"):
     return None

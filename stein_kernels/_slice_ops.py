@@ -20,14 +20,15 @@ from torch.library import Library
 
 from stein_kernels import reference
 from stein_kernels._checks import accumulation_dtype
+from stein_kernels._schemas import BACKEND, count_values, of_values
 
 NAMESPACE = "stein_kernels"
 SCHEMAS = {
-    "squared_distances": "(Tensor x, Tensor? y) -> Tensor",
-    "displaced_products": "(Tensor x, Tensor grad, Tensor? y) -> Tensor",
+    "squared_distances": f"(Tensor x, Tensor? y, {BACKEND}) -> Tensor",
+    "displaced_products": f"(Tensor x, Tensor grad, Tensor? y, {BACKEND}) -> Tensor",
     "weighted_direction": "(Tensor coefficients, Tensor x, Tensor? grad, Tensor? y,"
-    " Tensor bandwidth) -> Tensor",
-    "median_of_squared": "(Tensor squared) -> Tensor",
+    f" Tensor bandwidth, {BACKEND}) -> Tensor",
+    "median_of_squared": f"(Tensor squared, {BACKEND}) -> Tensor",
 }
 RUN = 2**20  # coordinates in float64 held at a time: 8 MB
 PAIRS_SORTED = 2**16  # a larger set selects the middle ranks instead: 5,000 particles sort for 1 s
@@ -111,13 +112,13 @@ def median_of_squared(squared: Tensor) -> Tensor:
 
 def _on_cuda(name: str) -> Callable[..., Tensor]:
     """By the launches of long rows where they take the shape, which need no float64."""
+    count = count_values(SCHEMAS[name])
 
-    def kernel(*arguments: Any) -> Tensor:
-        from stein_kernels import _backends, _extension
+    def kernel(*given: Any) -> Tensor:
         from stein_kernels.gpu import dispatch, routes, slices
 
-        built = _extension.cuda_status(build=False).module is not None
-        backends = dispatch.usable(_backends.active_backend(), built)
+        arguments = given[:count]
+        backends = dispatch.backends_for(*given[count:])
         x = arguments[_PARTICLES.get(name, 0)]
         if backends and x.numel():
             as_query = (x, x, None, x)  # a set by itself would go to the flow of small sets
@@ -136,7 +137,7 @@ _PARTICLES = {"weighted_direction": 1}  # where they stand among the arguments
 _library = Library(NAMESPACE, "FRAGMENT")
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, globals()[_name], "CompositeExplicitAutograd")
+    _library.impl(_name, of_values(_schema, globals()[_name]), "CompositeExplicitAutograd")
     if _name != "displaced_products":  # two products of float64: no launch has it
         _library.impl(_name, _on_cuda(_name), "CUDA")
 
@@ -150,47 +151,45 @@ def _pairs(x: Tensor, y: Tensor | None) -> Tensor:
 
 
 @torch.library.register_fake("stein_kernels::squared_distances", lib=_library)
-def _(x, y):
+def _(x, y, backend="auto"):
     return _pairs(x, y)
 
 
 @torch.library.register_fake("stein_kernels::displaced_products", lib=_library)
-def _(x, grad, y):
+def _(x, grad, y, backend="auto"):
     return _pairs(x, y)
 
 
 @torch.library.register_fake("stein_kernels::weighted_direction", lib=_library)
-def _(coefficients, x, grad, y, bandwidth):
+def _(coefficients, x, grad, y, bandwidth, backend="auto"):
     return x.new_empty((x if y is None else y).shape)
 
 
 @torch.library.register_fake("stein_kernels::median_of_squared", lib=_library)
-def _(squared):
+def _(squared, backend="auto"):
     return squared.new_empty(squared.shape[0])
 
 
 # --- derivatives, by the same three ops ----------------------------------------------------------
 
 
-def _twice_displaced(coefficients: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+def _twice_displaced(coefficients: Tensor, x: Tensor, y: Tensor | None, backend: str) -> Tensor:
     """2 sum_i P_ij (y_j - x_i)."""
     one = coefficients.new_ones(x.shape[0])
-    return torch.ops.stein_kernels.weighted_direction(coefficients, x, None, y, one)
+    return torch.ops.stein_kernels.weighted_direction(coefficients, x, None, y, one, backend)
 
 
-def _distances_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    ctx.save_for_backward(*inputs)
+def _setup_tensors(ctx: Any, inputs: Any, output: Any) -> None:
+    *tensors, ctx.backend = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _distances_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     x, y = ctx.saved_tensors
     if y is None:
-        return _twice_displaced(v + v.mT, x, None), None
-    return _twice_displaced(v.mT, y, x), _twice_displaced(v, x, y)
-
-
-def _products_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    ctx.save_for_backward(*inputs)
+        return _twice_displaced(v + v.mT, x, None, ctx.backend), None, None
+    dx, dy = ((v.mT, y, x), (v, x, y))
+    return _twice_displaced(*dx, ctx.backend), _twice_displaced(*dy, ctx.backend), None
 
 
 def _products_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
@@ -198,12 +197,9 @@ def _products_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     wide = grad.to(v.dtype)
     dx = (-v.sum(2)[..., None] * wide).to(x.dtype)
     dy = (v.mT @ wide).to(x.dtype)
-    dg = -0.5 * _twice_displaced(v.mT, x if y is None else y, None if y is None else x)
-    return (dx + dy, dg, None) if y is None else (dx, dg, dy)
-
-
-def _direction_setup(ctx: Any, inputs: Any, output: Any) -> None:
-    ctx.save_for_backward(*inputs)
+    ends = (x, None) if y is None else (y, x)
+    dg = -0.5 * _twice_displaced(v.mT, *ends, ctx.backend)
+    return (dx + dy, dg, None, None) if y is None else (dx, dg, dy, None)
 
 
 def _direction_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
@@ -211,7 +207,7 @@ def _direction_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     p, x, grad, y, h = ctx.saved_tensors
     c, wide = 2 / h[:, None, None], v.to(p.dtype)
     targets, sources = (x, None) if y is None else (y, x)
-    along = -torch.ops.stein_kernels.displaced_products(targets, v, sources).mT
+    along = -torch.ops.stein_kernels.displaced_products(targets, v, sources, ctx.backend).mT
     dp = c * along
     if grad is not None:
         dp = dp + grad.to(p.dtype) @ wide.mT
@@ -220,8 +216,8 @@ def _direction_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     dh = -(c / h[:, None, None])[:, 0, 0] * (p * along).sum((1, 2))
     dg = None if grad is None else carried.to(grad.dtype)
     if y is None:
-        return dp, (dx + dy).to(x.dtype), dg, None, dh
-    return dp, dx.to(x.dtype), dg, dy.to(y.dtype), dh
+        return dp, (dx + dy).to(x.dtype), dg, None, dh, None
+    return dp, dx.to(x.dtype), dg, dy.to(y.dtype), dh, None
 
 
 def _constant_setup(ctx: Any, inputs: Any, output: Any) -> None:
@@ -233,9 +229,9 @@ def _constant_backward(ctx: Any, *grads: Any) -> None:
 
 
 _AUTOGRAD = {
-    "squared_distances": (_distances_setup, _distances_backward),
-    "displaced_products": (_products_setup, _products_backward),
-    "weighted_direction": (_direction_setup, _direction_backward),
+    "squared_distances": (_setup_tensors, _distances_backward),
+    "displaced_products": (_setup_tensors, _products_backward),
+    "weighted_direction": (_setup_tensors, _direction_backward),
     "median_of_squared": (_constant_setup, _constant_backward),
 }
 for _name, (_setup, _backward) in _AUTOGRAD.items():

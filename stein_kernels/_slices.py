@@ -66,9 +66,11 @@ class _Slice:
             query = query.expand(*batch, *query.shape[-2:])
         if weights is not None:
             weights = weights.to(wide).expand(*batch, weights.shape[-1])
+        backend = _backends.active_backend()
         self.ops: Any = torch.ops.stein_kernels
-        if _backends.active_backend() == "reference":
-            self.ops = reference  # which has no half types here
+        self.options = {"backend": backend}
+        if backend == "reference":
+            self.ops, self.options = reference, {}  # which has no half types here
             x = x.to(wide)
             grad, query = (v if v is None else v.to(wide) for v in (grad, query))
         else:
@@ -79,23 +81,25 @@ class _Slice:
     def pairs(self, bandwidth: float | str | Tensor, along: bool = False) -> Pairs:
         """All that is summed over the ranks, in one sum; a rule reads the distances within x."""
         h = check_bandwidth(self.op, bandwidth, self.given)
-        parts = [self.ops.squared_distances(self.x, self.query)]
+        parts = [self.ops.squared_distances(self.x, self.query, **self.options)]
         if along:
-            parts.append(self.ops.displaced_products(self.x, self.grad, self.query))
+            further = self.x, self.grad, self.query
+            parts.append(self.ops.displaced_products(*further, **self.options))
         if isinstance(h, str) and self.query is not None:
-            parts.append(self.ops.squared_distances(self.x.detach(), None))
+            parts.append(self.ops.squared_distances(self.x.detach(), None, **self.options))
         total = self.ranks.sum(parts[0] if len(parts) == 1 else torch.cat(parts, 2))
         sums = total.split([part.shape[2] for part in parts], 2)
         if isinstance(h, str):
             within = sums[0] if self.query is None else sums[-1]
-            median = self.ops.median_of_squared(within.detach())
+            median = self.ops.median_of_squared(within.detach(), **self.options)
             h = reference.apply_rule(median, self.given.shape[-2], h)
         return Pairs(sums[0], sums[1] if along else None, fold_batch(h, 0))
 
     def direction(self, weighted: Tensor, h: Tensor) -> Tensor:
         """phi (B, N, slice), given w_i k_ij (B, M, N)."""
         weighted, h = self.ranks.spread(weighted), self.ranks.spread(h)
-        return self.ops.weighted_direction(weighted, self.x, self.grad, self.query, h)
+        given = weighted, self.x, self.grad, self.query, h
+        return self.ops.weighted_direction(*given, **self.options)
 
     def unfold(self, value: Tensor) -> Tensor:
         """The leading dimensions back, and the dtype of x."""

@@ -146,7 +146,8 @@ def rbf_gram(
     if _use_reference(op, x, y, bandwidth):
         return reference.rbf_gram(x, y, bandwidth=bandwidth)
     ops = torch.ops.stein_kernels
-    gram = _run(op, ops.rbf_gram, fold_batch(x, 2), fold_batch(y, 2), _bandwidth(x, bandwidth))
+    h, backend = _bandwidth(x, bandwidth), _backends.active_backend()
+    gram = _run(op, ops.rbf_gram, fold_batch(x, 2), fold_batch(y, 2), h, backend)
     return gram.reshape(*x.shape[:-2], *gram.shape[1:])
 
 
@@ -291,7 +292,7 @@ def _direction(op, x, grad, weights, query, bandwidth, leave_one_out):
     phi, _ = _run(
         *(op, torch.ops.stein_kernels.svgd_direction),
         *(fold_batch(x, 2), fold_batch(grad, 2), fold_batch(weights, 1), fold_batch(query, 2)),
-        *(h, rule, leave_one_out),
+        *(h, rule, leave_one_out, _backends.active_backend()),
     )
     phi = phi.reshape(*x.shape[:-2], *phi.shape[1:])
     if leave_one_out and weights is not None:
@@ -304,7 +305,7 @@ def _divergence(op, x, grad, weights, query, bandwidth, leave_one_out):
     divergence = _run(
         *(op, torch.ops.stein_kernels.stein_divergence),
         *(fold_batch(x, 2), fold_batch(grad, 2), fold_batch(weights, 1), fold_batch(query, 2)),
-        *(_bandwidth(x, bandwidth), leave_one_out),
+        *(_bandwidth(x, bandwidth), leave_one_out, _backends.active_backend()),
     )
     divergence = divergence.reshape(*x.shape[:-2], divergence.shape[1])
     if leave_one_out and weights is not None:
@@ -363,5 +364,6 @@ def _bandwidth(x: Tensor, bandwidth: str | Tensor) -> Tensor:
     """h as a tensor (B,) in the accumulation dtype."""
     if not isinstance(bandwidth, str):
         return fold_batch(bandwidth, 0)
-    median = torch.ops.stein_kernels.median_distance(fold_batch(x.detach(), 2))
+    particles, backend = fold_batch(x.detach(), 2), _backends.active_backend()
+    median = torch.ops.stein_kernels.median_distance(particles, backend)
     return reference.apply_rule(median, x.shape[-2], bandwidth)

@@ -159,7 +159,7 @@ class SVGDAdam(Optimizer):
             rule, h = "", torch.full((1,), float(rule), dtype=wide, device=param.device)
         torch.ops.stein_kernels.svgd_adam_step(
             *(param[None], grad[None], first[None], second[None], factors),
-            *(h, rule, leave_one_out),
+            *(h, rule, leave_one_out, _backends.active_backend()),
         )
 
     def _factors(self, index: int, step: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.library import Library
 
 from stein_kernels import _composite, _ops, reference
+from stein_kernels._schemas import count_values, of_values
 from stein_kernels.gpu import flows, routes
 
 ORACLE_ELEMENTS = 2**22  # pairs x features that the oracle holds at a time: 32 MB
@@ -207,7 +208,11 @@ def has_compiled_kernels(device: str = "CPU") -> bool:
 @contextmanager
 def composite_kernels(device: str = "CPU") -> Iterator[None]:
     """Run the torch kernels of ``_composite`` on this key, whatever is registered there."""
-    with _in_place_of_the_registered(lambda name: getattr(_composite, name), device):
+
+    def kernel(name: str) -> Callable[..., Any]:
+        return of_values(_ops.SCHEMAS[name], getattr(_composite, name))
+
+    with _in_place_of_the_registered(kernel, device):
         yield
 
 
@@ -220,7 +225,8 @@ def gpu_flows(backend: str, launches: Any) -> Iterator[None]:
     """
 
     def kernel(name: str) -> Callable[..., Any]:
-        def run(*arguments: Any) -> Any:
+        def run(*given: Any) -> Any:
+            arguments = given[: count_values(_ops.SCHEMAS[name])]
             problem = routes.problem_of(name, arguments)
             route = routes.choose(name, problem, (backend,))
             return flows.run(name, problem, route, launches, arguments)

@@ -32,8 +32,9 @@ PLACES = {
     "functional": {"_backends", "_checks", "_ops", "_sharding", "reference"},
     "_sharding": {"_backends", "_slices"},
     "_slices": {"_backends", "_checks", "_slice_ops", "reference"},
-    "_slice_ops": {"_backends", "_checks", "_extension", "reference"} | SLICES_ON_CUDA,
-    "_ops": {"_checks", "_composite", "gpu.dispatch"},
+    "_slice_ops": {"_checks", "_schemas", "reference"} | SLICES_ON_CUDA,
+    "_ops": {"_checks", "_composite", "_schemas", "gpu.dispatch"},
+    "_schemas": set(),
     "_composite": {"_checks", "reference"},
     "_checks": {"reference"},
     "_backends": {"_extension"},
@@ -53,10 +54,10 @@ PLACES = {
     "gpu/long_pairs": PAIRS | {"gpu.median"},
     "gpu/slices": {"gpu.long_pairs"},
     "gpu/long_rows": PAIRS | {"gpu.median", "gpu.long_pairs"},
-    "_optim_ops": {"_backends", "_extension", "gpu.dispatch", "gpu.long_rows", "gpu.routes"},
+    "_optim_ops": {"_schemas", "gpu.dispatch", "gpu.long_rows", "gpu.routes"},
     "optim": {"_backends", "_checks", "_ops", "_optim_ops", "functional"},
     "info": {"", "_backends", "_extension", "gpu.routes"},
-    "testing": {"_composite", "_ops", "gpu.flows", "gpu.routes", "reference"},
+    "testing": {"_composite", "_ops", "_schemas", "gpu.flows", "gpu.routes", "reference"},
 }
 HEAVY = ("triton", "matplotlib", "jsonargparse", "sklearn", "setuptools", "torch._dynamo")
 

@@ -342,7 +342,7 @@ double bandwidth_from_median(double median, Index m, const char* rule) {
   return squared / std::log(static_cast<double>(std::max<Index>(m, 1)) + 1.0);
 }
 
-at::Tensor median_distance(const at::Tensor& x_in) {
+at::Tensor median_distance(const at::Tensor& x_in, c10::string_view /*backend*/) {
   const bool half = x_in.scalar_type() == at::kHalf || x_in.scalar_type() == at::kBFloat16;
   const at::Tensor x = (half ? x_in.to(at::kFloat) : x_in).contiguous();
   const Index batch = x.size(0), m = x.size(1), d = x.size(2);

@@ -134,7 +134,7 @@ T gram_backward_of_set(const T* v, const T* x, const T* y, bool self, Index m, I
 }  // namespace
 
 at::Tensor rbf_gram(const at::Tensor& x_in, const std::optional<at::Tensor>& y_in,
-                    const at::Tensor& bandwidth_in) {
+                    const at::Tensor& bandwidth_in, c10::string_view /*backend*/) {
   const at::Tensor x = widened(x_in), y = y_in ? widened(*y_in) : x;
   const at::Tensor h = bandwidth_in.to(x.scalar_type()).contiguous();
   const Index batch = x.size(0), m = x.size(1), n = y.size(1), d = x.size(2);
@@ -151,7 +151,7 @@ at::Tensor rbf_gram(const at::Tensor& x_in, const std::optional<at::Tensor>& y_i
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> rbf_gram_backward(
     const at::Tensor& v_in, const at::Tensor& x_in, const std::optional<at::Tensor>& y_in,
-    const at::Tensor& bandwidth_in) {
+    const at::Tensor& bandwidth_in, c10::string_view /*backend*/) {
   const at::Tensor x = widened(x_in), y = y_in ? widened(*y_in) : x, v = widened(v_in);
   const at::Tensor h = bandwidth_in.to(x.scalar_type()).contiguous();
   const Index batch = x.size(0), m = x.size(1), n = y.size(1), d = x.size(2);

@@ -61,7 +61,8 @@ void direction_of_set(const Set<T>& s, const T* coefficients, double h, T* phi) 
 
 }  // namespace
 
-at::Tensor slice_squared_distances(const at::Tensor& x, const std::optional<at::Tensor>& y) {
+at::Tensor slice_squared_distances(const at::Tensor& x, const std::optional<at::Tensor>& y,
+                                   c10::string_view /*backend*/) {
   const Arguments a(x, x, {}, y, false);
   at::Tensor out = at::empty({a.batch, a.m, a.n}, a.x.options());
   AT_DISPATCH_FLOATING_TYPES(a.x.scalar_type(), "squared_distances", [&] {
@@ -75,7 +76,7 @@ at::Tensor slice_squared_distances(const at::Tensor& x, const std::optional<at::
 at::Tensor slice_weighted_direction(const at::Tensor& coefficients, const at::Tensor& x,
                                     const std::optional<at::Tensor>& grad,
                                     const std::optional<at::Tensor>& y,
-                                    const at::Tensor& bandwidth) {
+                                    const at::Tensor& bandwidth, c10::string_view /*backend*/) {
   const Arguments a(x, grad ? *grad : at::zeros_like(x), {}, y, false);
   at::Tensor phi = at::empty({a.batch, a.n, a.d}, a.x.options());
   const at::Tensor p = coefficients.to(a.x.scalar_type()).contiguous();

@@ -218,7 +218,8 @@ void backward_of_set(const Set<T>& s, const T* v, double h, Gradients<T>& out) {
 at::Tensor stein_divergence(const at::Tensor& x_in, const at::Tensor& grad_in,
                             const std::optional<at::Tensor>& weights_in,
                             const std::optional<at::Tensor>& query_in,
-                            const at::Tensor& bandwidth_in, bool leave_one_out) {
+                            const at::Tensor& bandwidth_in, bool leave_one_out,
+                            c10::string_view /*backend*/) {
   const Arguments a(x_in, grad_in, weights_in, query_in, leave_one_out);
   const at::Tensor h = bandwidth_in.to(a.x.scalar_type()).contiguous();
   at::Tensor out = at::empty({a.batch, a.n}, a.x.options());
@@ -234,7 +235,7 @@ at::Tensor stein_divergence(const at::Tensor& x_in, const at::Tensor& grad_in,
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> stein_divergence_backward(
     const at::Tensor& v_in, const at::Tensor& x_in, const at::Tensor& grad_in,
     const std::optional<at::Tensor>& weights_in, const std::optional<at::Tensor>& query_in,
-    const at::Tensor& bandwidth_in, bool leave_one_out) {
+    const at::Tensor& bandwidth_in, bool leave_one_out, c10::string_view /*backend*/) {
   const Arguments a(x_in, grad_in, weights_in, query_in, leave_one_out);
   const at::Tensor v = widened(v_in), h = bandwidth_in.to(a.x.scalar_type()).contiguous();
   at::Tensor dx = at::empty_like(a.x), dg = at::empty_like(a.x), dh = at::empty_like(h);

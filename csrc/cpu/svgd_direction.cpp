@@ -128,7 +128,8 @@ std::tuple<at::Tensor, at::Tensor> svgd_direction(const at::Tensor& x_in, const 
                                                   const std::optional<at::Tensor>& weights_in,
                                                   const std::optional<at::Tensor>& query_in,
                                                   const std::optional<at::Tensor>& bandwidth_in,
-                                                  c10::string_view rule_in, bool leave_one_out) {
+                                                  c10::string_view rule_in, bool leave_one_out,
+                                                  c10::string_view /*backend*/) {
   const Arguments a(x_in, grad_in, weights_in, query_in, leave_one_out);
   const std::string rule(rule_in);
   at::Tensor phi = at::empty({a.batch, a.n, a.d}, a.x.options());

@@ -17,10 +17,9 @@ from stein_kernels.gpu import flows, routes
 BACKENDS = ("cuda", "triton")
 
 
-def run(op: str, *arguments: Any) -> Any:
-    """Run an op of ``_ops.SCHEMAS`` on CUDA tensors."""
-    built = _extension.cuda_status(build=False).module is not None
-    backends = usable(_backends.active_backend(), built)
+def run(op: str, arguments: tuple[Any, ...], requested: str = "auto") -> Any:
+    """Run an op of ``_ops.SCHEMAS`` on CUDA tensors, by the backend that was asked for."""
+    backends = backends_for(requested)
     if not backends:
         return getattr(_composite, op)(*arguments)
     problem = routes.problem_of(op, arguments)
@@ -28,6 +27,11 @@ def run(op: str, *arguments: Any) -> Any:
     at = arguments[routes.position(op)]
     with torch.cuda.device(at.device):
         return flows.run(op, problem, route, launches(route.backend), arguments)
+
+
+def backends_for(requested: str = "auto") -> tuple[str, ...]:
+    """``usable`` now. Torch leaves an argument out that is its default."""
+    return usable(requested, _extension.cuda_status(build=False).module is not None)
 
 
 @functools.cache

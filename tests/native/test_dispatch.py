@@ -5,12 +5,25 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import inspect
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from stein_kernels import _composite, _optim_ops, _slice_ops, testing
+import stein_kernels
+from stein_kernels import (
+    _backends,
+    _composite,
+    _ops,
+    _optim_ops,
+    _schemas,
+    _slice_ops,
+    testing,
+    use_backend,
+)
 from stein_kernels.gpu import dispatch, long_rows, routes
 from stein_kernels.testing import assert_relative_error, gaussian_problem
 from tests.native import cuda_shim
@@ -48,7 +61,7 @@ def test_both_backends_have_the_same_launches(launches):
 @pytest.mark.parametrize("shape", [(2, 9, 20), (1, 140, 18), (1, 9, 2100)], ids=str)
 def test_an_op_runs_its_flow(emulated, shape):
     p = gaussian_problem(*shape)
-    phi, h = dispatch.run("svgd_direction", p.x, p.grad, None, None, None, "liu_wang", False)
+    phi, h = dispatch.run("svgd_direction", (p.x, p.grad, None, None, None, "liu_wang", False))
     wanted, expected = _composite.svgd_direction(p.x, p.grad, None, None, None, "liu_wang", False)
     assert_relative_error(h, expected, 2e-6)
     assert_relative_error(phi, wanted, 2e-6)
@@ -57,13 +70,13 @@ def test_an_op_runs_its_flow(emulated, shape):
 def test_without_a_backend_the_torch_kernels_answer(monkeypatch):
     monkeypatch.setattr(dispatch, "usable", lambda requested, built: ())
     x = gaussian_problem(2, 9, 3).x
-    assert torch.equal(dispatch.run("median_distance", x), _composite.median_distance(x))
+    assert torch.equal(dispatch.run("median_distance", (x,)), _composite.median_distance(x))
 
 
 @pytest.mark.parametrize("sizes", [(0, 5, 3), (2, 0, 3), (2, 5, 0)])
 def test_nothing_to_do_launches_nothing(emulated, sizes):
     x = torch.randn(sizes)
-    phi, h = dispatch.run("svgd_direction", x, x, None, None, None, "liu_wang", False)
+    phi, h = dispatch.run("svgd_direction", (x, x, None, None, None, "liu_wang", False))
     assert phi.shape == x.shape
     assert h.shape == sizes[:1]
 
@@ -105,6 +118,78 @@ def test_ops_on_a_slice(emulated, particles, at_query):
     if not at_query:
         median = _slice_ops._on_cuda("median_of_squared")(squared)
         assert_relative_error(median, _slice_ops.median_of_squared(wanted), 2e-6)
+
+
+# --- what was asked for by name -------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch) -> Iterator[list[tuple[str, ...]]]:
+    """Ops of the CPU key, each with the backend that it was told."""
+    reason = _backends.availability("cpu").reason
+    if not testing.has_compiled_kernels():
+        pytest.skip(f"no backend to ask for by name: {reason}")
+    found: list[tuple[str, ...]] = []
+
+    def kernel(name: str) -> Any:
+        schema = _ops.SCHEMAS[name]
+        plain, count = (
+            _schemas.of_values(schema, getattr(_composite, name)),
+            _schemas.count_values(schema),
+        )
+
+        def run(*given: Any) -> Any:
+            found.append((name, *given[count:]))
+            return plain(*given)
+
+        return run
+
+    twice = _slice_ops._twice_displaced
+
+    def displaced(*given: Any) -> Tensor:
+        found.append(("twice_displaced", given[-1]))
+        return twice(*given)
+
+    monkeypatch.setattr(_slice_ops, "_twice_displaced", displaced)
+    with testing._in_place_of_the_registered(kernel, "CPU"):
+        yield found
+
+
+def in_another_thread(function: Callable[[], Any]) -> None:
+    """As autograd runs the backward passes of a GPU: nothing is known there of any block."""
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("op", ["svgd_direction", "stein_divergence", "rbf_gram"])
+def test_gradients_are_made_by_the_backend_of_the_values(asked, op, compiled):
+    p = gaussian_problem(9, 3)
+    x = p.x.requires_grad_()
+
+    def call(x: Tensor) -> Tensor:
+        with use_backend("cpu"):
+            return getattr(stein_kernels, op)(x, p.grad, bandwidth=4.0)
+
+    value = (torch.compile(call, backend="aot_eager", fullgraph=True) if compiled else call)(x)
+    assert (op, "cpu") in asked
+    asked.clear()
+    in_another_thread(lambda: value.sum().backward())
+    assert asked == [(f"{op}_backward", "cpu")]
+    assert x.grad is not None
+
+
+def test_gradients_of_a_slice_are_made_by_the_backend_of_the_values(asked):
+    ops = torch.ops.stein_kernels
+    x, y = (value.clone().requires_grad_() for value in gaussian_problem(2, 9, 3)[:2])
+    squared = ops.squared_distances(x, y, "cpu")
+    products = ops.displaced_products(x, y, None, "cpu")
+    phi = ops.weighted_direction(squared, x, y, None, x.new_ones(2), "cpu")
+    asked.clear()
+    in_another_thread(lambda: (squared.sum() + products.sum() + phi.sum()).backward())
+    assert asked
+    assert {backend for _, backend in asked} == {"cpu"}
 
 
 # --- the table ------------------------------------------------------------------------------------
