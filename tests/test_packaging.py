@@ -15,6 +15,7 @@ import pytest
 
 import stein_kernels
 import steinvae
+from stein_kernels import _build
 
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ("stein_kernels", "steinvae", "csrc", "setup.py", "pyproject.toml", "MANIFEST.in")
@@ -157,6 +158,13 @@ def test_setup_refuses_what_it_cannot_do(tree, environment, message):
     done = setup_py(tree, "--name", **environment)
     assert done.returncode != 0
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_every_object_file_has_a_name_of_its_own(kind):
+    """setuptools names it by its source without the suffix: x.cpp and x.cu would be one."""
+    names = [path.with_suffix("") for path in _build.sources(ROOT / "csrc", kind)]
+    assert len(names) == len(set(names)) > 5
 
 
 def test_one_version_everywhere():

@@ -56,7 +56,15 @@ inline void check_packed(std::initializer_list<at::Tensor> tensors) {
   }
 }
 
+// Bandwidths: read one at a time, so a user's may begin anywhere.
+inline void check_scalars(const at::Tensor& h, const at::Tensor& like) {
+  TORCH_CHECK(h.is_contiguous() && h.scalar_type() == like.scalar_type(),
+              "stein_kernels_cuda: expected bandwidths of one type with the particles, ",
+              like.scalar_type(), ", contiguous, got ", h.sizes(), " of ", h.scalar_type());
+}
+
 inline void check_launch(cudaError_t error, const char* name) {
+  if (error != cudaSuccess) (void)cudaGetLastError();  // or the next launch would report it again
   TORCH_CHECK(error == cudaSuccess, "stein_kernels_cuda::", name, ": ", cudaGetErrorString(error));
 }
 

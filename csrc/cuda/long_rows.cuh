@@ -106,8 +106,7 @@ __device__ __forceinline__ void copy_pieces(User* to, const Source<User>& source
     const Index left = row < source.rows ? source.columns - column : 0;
     const int there = static_cast<int>(left < 0 ? 0 : left < kPiece ? left : kPiece);
     const User* from = there ? source.from + row * source.step + column : source.from;
-    __pipeline_memcpy_async(to + row * width + column, from, bytes,
-                            bytes - there * static_cast<int>(sizeof(User)));
+    copy_async<bytes>(to + row * width + column, from, there * static_cast<int>(sizeof(User)));
   }
 }
 

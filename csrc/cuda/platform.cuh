@@ -11,6 +11,7 @@
 namespace stein {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr size_t kMostShared = 160 * 1024;  // bytes of a block, of sm_80 and later
 constexpr Index kLargestGrid = 0x7fffffff;  // blocks along x; along y and z only 65535 are legal
 
 __host__ __device__ constexpr Index cdiv(Index a, Index b) { return (a + b - 1) / b; }
@@ -25,9 +26,10 @@ __device__ __forceinline__ T* dynamic_shared() {
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
                    cudaStream_t stream, Arguments&&... arguments) {
-  if (shared > 48 * 1024) {  // more must be asked for, once per kernel and device
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  if (shared > 48 * 1024) {  // never less than the most: another thread may launch a larger set
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared > kMostShared ? shared : kMostShared));
     if (error != cudaSuccess) return error;
   }
   cudaLaunchConfig_t config{};
@@ -47,6 +49,25 @@ cudaError_t launch(void (*kernel)(Parameters...), Index blocks, dim3 block, size
   if (blocks < 0 || blocks > kLargestGrid) return cudaErrorInvalidConfiguration;
   return launch(kernel, dim3(static_cast<unsigned>(blocks)), block, shared, stream,
                 std::forward<Arguments>(arguments)...);
+}
+
+// Starts the copy of the first `there` of so many bytes to shared memory, zeros after them.
+// __pipeline_memcpy_async switches over every number of zeros, 50 instructions a copy.
+template <int bytes>
+__device__ __forceinline__ void copy_async(void* to, const void* from, int there) {
+#ifdef __CUDA_ARCH__
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  if constexpr (bytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(from), "r"(there)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(at), "l"(from), "n"(bytes),
+                 "r"(there)
+                 : "memory");
+  }
+#else
+  __pipeline_memcpy_async(to, from, bytes, bytes - there);
+#endif
 }
 
 struct Add {

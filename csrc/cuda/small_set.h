@@ -2,13 +2,9 @@
 // backward in one. A group of warps holds a set; what fits is what fits its shared memory.
 #pragma once
 
-#include <cstddef>
-
 #include "types.h"
 
 namespace stein {
-
-constexpr std::size_t kSmallSetBytes = 160 * 1024;  // shared memory of a block, sm_80 and later
 
 struct SmallSetArguments {
   const void *x, *grad, *w;  // (B, M, d), (B, M, d), (B, M) of the user's type

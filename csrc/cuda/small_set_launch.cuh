@@ -29,7 +29,7 @@ template <class G>
 Layout<typename G::T> layout_of(int particles, int features, int wanted_bytes) {
   using T = typename G::T;
   const Layout<T> bare(particles, features, 0);
-  const Index room = static_cast<Index>(kSmallSetBytes) - static_cast<Index>(G::bytes(bare));
+  const Index room = static_cast<Index>(kMostShared) - static_cast<Index>(G::bytes(bare));
   const Index elements =
       std::min<Index>(room / G::kSets, wanted_bytes) / static_cast<Index>(sizeof(T));
   const Index least = std::max({2 * bare.line, 256, 4 * G::kFeatures, G::kThreads});

@@ -14,7 +14,8 @@ void run_divergence(const at::Tensor& y, const at::Tensor& x, const at::Tensor& 
                     const std::string& precision) {
   const Device device(y);
   device.check({x, g, along, w, h, out});
-  check_packed({y, x, g, along, w, h, out});
+  check_packed({y, x, g, along, w, out});
+  check_scalars(h, y);
   check_precision(precision);
   check_sizes(y, {x.size(0), x.size(1), y.size(2)}, targets);
   check_sizes(x, {y.size(0), y.size(1), x.size(2)}, sources);
@@ -55,7 +56,8 @@ void run_divergence_backward(const at::Tensor& row_x, const at::Tensor& row_g,
   device.check({row_g, row_along, row_w, row_v, column_x, column_g, column_along, column_w});
   device.check({column_v, h, out, scalars});
   check_packed({row_x, row_g, row_along, row_w, row_v, column_x, column_g, column_along, column_w,
-                column_v, h, out, scalars});
+                column_v, out, scalars});
+  check_scalars(h, row_x);
   check_precision(precision);
   const Index b = row_x.size(0), d = row_x.size(1), row_ld = row_x.size(2);
   const Index column_ld = column_x.size(2), splits = out.size(0);

@@ -12,7 +12,8 @@ void run_gram(const at::Tensor& x, const at::Tensor& y, const at::Tensor& h, at:
               bool same) {
   const Device device(x);
   device.check({y, h, out});
-  check_packed({x, y, h});
+  check_packed({x, y});
+  check_scalars(h, x);
   TORCH_CHECK(out.dim() == 3 && out.is_contiguous(), "stein_kernels_cuda::gram: expected out (",
               x.size(0), ", rows, columns), contiguous, got ", out.sizes());
   TORCH_CHECK(!same || out.size(1) == out.size(2),
@@ -35,7 +36,8 @@ void run_gram_backward(const at::Tensor& row_x, const at::Tensor& column_x, cons
                        Index columns, const std::string& precision) {
   const Device device(row_x);
   device.check({column_x, v, h, out, sums});
-  check_packed({row_x, column_x, h, out, sums});
+  check_packed({row_x, column_x, out, sums});
+  check_scalars(h, row_x);
   check_precision(precision);
   const Index b = row_x.size(0), d = row_x.size(1), splits = out.size(0);
   check_sizes(row_x, {b, d, row_x.size(2)}, rows);

@@ -14,7 +14,8 @@ void run_direction(const at::Tensor& y, const at::Tensor& x, const at::Tensor& u
                    const std::string& precision) {
   const Device device(y);
   device.check({x, u, w, h, out, mass});
-  check_packed({y, x, u, w, h, out, mass});
+  check_packed({y, x, u, w, out, mass});
+  check_scalars(h, y);
   check_precision(precision);
   TORCH_CHECK(!direct || y.size(1) <= 16, "stein_kernels_cuda::direction: at most 16 features");
   check_sizes(y, {x.size(0), x.size(1), y.size(2)}, targets);
@@ -57,7 +58,8 @@ void run_direction_backward(const at::Tensor& row_x, const at::Tensor& row_u,
   device.check({row_u, row_v, row_shift, row_w, column_x, column_u, column_v, column_shift});
   device.check({column_w, h, out, scalars});
   check_packed({row_x, row_u, row_v, row_shift, row_w, column_x, column_u, column_v, column_shift,
-                column_w, h, out, scalars});
+                column_w, out, scalars});
+  check_scalars(h, row_x);
   check_precision(precision);
   const Index b = row_x.size(0), d = row_x.size(1), row_ld = row_x.size(2);
   const Index column_ld = column_x.size(2), splits = out.size(0);

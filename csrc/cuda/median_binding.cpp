@@ -10,12 +10,13 @@ namespace {
 constexpr Index kBins = 2048, kFields = 8;
 
 MedianPoints points_of(const at::Tensor& points, Index count, bool stored) {
-  check_packed({points});
+  if (!stored) check_packed({points});  // a stored matrix is read one value at a time
   const Scalar type = scalar(points);
   TORCH_CHECK(type == Scalar::kFloat || type == Scalar::kDouble,
               "stein_kernels_cuda::median: expected float32 or float64, got ",
               points.scalar_type());
-  TORCH_CHECK(points.dim() == 3 && count >= 2 && count <= points.size(2) &&
+  TORCH_CHECK(points.dim() == 3 && points.is_contiguous() && count >= 2 &&
+                  count <= points.size(2) &&
                   (stored ? points.size(1) == count && points.size(2) == count
                           : points.size(1) > 0 && points.size(2) % 128 == 0),
               "stein_kernels_cuda::median: ", count, " particles in a tensor of ", points.sizes());
@@ -49,8 +50,9 @@ MedianSearch search_of(const at::Tensor& state, const at::Tensor& histogram,
 void run_sample(const at::Tensor& points, at::Tensor sample, Index count, bool stored) {
   const Device device(points);
   device.check({sample});
-  check_packed({points, sample});
-  TORCH_CHECK(sample.dim() == 2 && sample.size(0) == points.size(0),
+  check_packed({sample});
+  TORCH_CHECK(sample.dim() == 2 && sample.scalar_type() == points.scalar_type() &&
+                  sample.size(0) == points.size(0),
               "stein_kernels_cuda::median_sample: a sample of ", sample.sizes(), " from points of ",
               points.sizes());
   check_launch(median_sample(scalar(points), points_of(points, count, stored), sample.data_ptr(),
