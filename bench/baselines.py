@@ -59,7 +59,7 @@ def keops_direction(x: Tensor, grad: Tensor, h: Tensor) -> Tensor:
 def triu_bandwidth(x: Tensor) -> Tensor:
     """Distances above the diagonal, gathered and put in order."""
     particles = x.shape[-2]
-    i, j = torch.triu_indices(particles, particles, offset=1)
+    i, j = torch.triu_indices(particles, particles, offset=1, device=x.device)
     median = torch.cdist(x, x)[..., i, j].median(-1).values
     return median.square() / math.log(particles + 1)
 

@@ -1,15 +1,17 @@
 """``python -m bench.gpu --out DIR``: everything that needs a GPU, in under nine minutes.
 
-Facts of the device, the build of the CUDA kernels, the GPU tests, the benchmarks, and the kernels
-under compute-sanitizer. Every phase is a process of its own with its own limit and its log in DIR:
-one that fails, hangs or is not there is written down, and the next goes on. Records go to DIR as
-they are measured, so nothing is lost to a kill. ``--dry-run`` runs every phase on a CPU on tiny
-problems with a host clock; its records say so and are no results.
+Facts of the device, the build of the CUDA kernels, the GPU tests, the benchmarks, and, in what time
+is left, the kernels under compute-sanitizer. Every phase is a process of its own with its own limit
+and its log in DIR: one that fails, hangs or is not there is written down, and the next goes on.
+Records go to DIR as they are measured, so nothing is lost to a kill. ``--dry-run`` runs every phase
+on a CPU on tiny problems with a host clock; its records say so and are no results.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -22,10 +24,12 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST = 3.0  # seconds under which no phase is started
+GRACE = 8.0  # seconds that a phase out of time has to say how far it came
 BUILD = "import stein_kernels\nwith stein_kernels.use_backend('cuda'): pass"
 SEARCHED = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"])
-TOOLS = ("memcheck", "racecheck")
-REGIMES = {"codes": 75.0, "samplers": 80.0, "weights": 65.0, "adam": 25.0}
+SANITIZERS = ("memcheck_cuda", "racecheck_cuda", "memcheck_triton", "racecheck_triton")
+REGIMES = {"weights": 65.0, "codes": 75.0, "samplers": 80.0, "adam": 25.0}
+WORKERS = 4  # processes of the tests, where pytest-xdist is there: kernels are compiled in each
 
 
 class Phase(NamedTuple):
@@ -34,6 +38,7 @@ class Phase(NamedTuple):
     seconds: float  # at most
     background: bool = False  # runs beside the phases that follow, until one waits for it
     waits_for: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()  # beside that of the run
 
 
 class Outcome(NamedTuple):
@@ -52,30 +57,34 @@ class Running(NamedTuple):
 
 
 def phases(out: Path, dry: bool) -> list[Phase]:
-    """The build and the sanitizers run beside the tests, nothing beside the benchmarks."""
+    """The build runs beside the tests of Triton, nothing beside the benchmarks."""
     python = (sys.executable,)
     flags = ("--out", str(out), *(("--dry-run",) if dry else ()))
-    facts = Phase("facts", (*python, "-m", "bench.gpu_device", *flags), 40)
+    facts = Phase("facts", (*python, "-m", "bench.gpu_device", *flags), 45)
     if dry:
         measured = (*python, "-m", "bench.gpu_measure", *flags, "--regime", *REGIMES)
         cases = (*python, "-m", "bench.gpu_cases", "--backend", "reference", "--device", "cpu")
         tests = (*_tests(out, "triton"), "--collect-only")
         listed = [Phase("tests_triton", tests, 60), Phase("cases", cases, 60)]
         return [facts, *listed, Phase("benchmarks", measured, 60)]
-    built = ("build",)
-    sanitizers = [f"{tool}_{backend}" for backend in ("triton", "cuda") for tool in TOOLS]
     benchmarks = [
         Phase(f"benchmark_{regime}", (*python, *_regime(regime, seconds), *flags), seconds)
         for regime, seconds in REGIMES.items()
     ]
+    tests = [
+        Phase(
+            f"tests_{backend}",
+            _tests(out, backend),
+            seconds,
+            waits_for=("build",) * (backend == "cuda"),
+            environment=(("STEIN_KERNELS_TESTED", backend), ("OMP_NUM_THREADS", str(WORKERS))),
+        )
+        for backend, seconds in (("triton", 140), ("cuda", 105))
+    ]
     return [
         *(facts, Phase("build", (*python, "-c", BUILD), 240, background=True)),
-        *(Phase(f"{tool}_triton", _sanitized(tool, "triton"), 120, True) for tool in TOOLS),
-        Phase("tests_triton", _tests(out, "triton"), 120),
-        Phase("memcheck_cuda", _sanitized("memcheck", "cuda"), 100, True, built),
-        Phase("racecheck_cuda", _sanitized("racecheck", "cuda"), 100, True),
-        Phase("tests_cuda", _tests(out, "cuda"), 60),
-        *(phase._replace(waits_for=(*built, *sanitizers)) for phase in benchmarks),
+        *(*tests, *benchmarks),
+        *(_sanitized(*name.split("_"), seconds=90) for name in SANITIZERS),
     ]
 
 
@@ -86,18 +95,36 @@ def _regime(regime: str, seconds: float) -> tuple[str, ...]:
 
 def _tests(out: Path, backend: str) -> tuple[str, ...]:
     """The GPU tests of one backend; the machine may lack what the other tests import."""
-    options = ("-q", "-p", "no:cacheprovider", "-o", "filterwarnings=default", "--maxfail=40")
+    options = ("-v", "--tb=short", "-p", "no:cacheprovider", "-o", "filterwarnings=default")
+    options += ("--maxfail=40",)
+    if importlib.util.find_spec("xdist") is not None:
+        options += ("-n", str(WORKERS))
     report = ("--junitxml", str(out / f"tests_{backend}.xml"))
     chosen = ("-m", "gpu", "-k", backend, "--confcutdir", "tests/gpu", "tests/gpu")
     return (sys.executable, "-m", "pytest", *options, *report, *chosen)
 
 
-def _sanitized(tool: str, backend: str) -> tuple[str, ...]:
-    """Every op once under compute-sanitizer; CUDA C++ has one precision."""
+def _sanitized(tool: str, backend: str, seconds: float) -> Phase:
+    """Every op once under compute-sanitizer; CUDA C++ has one precision. The tool sees what lies
+    beyond an allocation, of which torch's cache makes few and large ones."""
     command = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
+    command += ("--target-processes", "application-only")
     precisions = ("highest", "high") if backend == "triton" else ("highest",)
     cases = ("-m", "bench.gpu_cases", "--backend", backend, "--precision", *precisions)
-    return (*command, sys.executable, *cases)
+    plain = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),) if tool == "memcheck" else ()
+    name = f"{tool}_{backend}"
+    return Phase(name, (*command, sys.executable, *cases), seconds, environment=plain)
+
+
+def device_environment() -> dict[str, str]:
+    """For every phase: kernels are built for the device that is here alone, by all cores."""
+    found = {"MAX_JOBS": str(os.cpu_count() or 1)}
+    query = ("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    if shutil.which(query[0], path=SEARCHED) is not None:
+        done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=30)
+        if done.returncode == 0:
+            found["TORCH_CUDA_ARCH_LIST"] = done.stdout.splitlines()[0].strip()
+    return found
 
 
 def run(todo: list[Phase], out: Path, seconds: float) -> list[Outcome]:
@@ -105,7 +132,8 @@ def run(todo: list[Phase], out: Path, seconds: float) -> list[Outcome]:
     out.mkdir(parents=True, exist_ok=True)
     deadline, outcomes = time.monotonic() + seconds, []
     background: dict[str, Running] = {}
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PATH": SEARCHED}
+    environment = {**device_environment(), **os.environ}
+    environment |= {"PYTHONUNBUFFERED": "1", "PATH": SEARCHED}
     environment.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the tests ask for determinism
 
     def note(outcome: Outcome) -> None:
@@ -144,7 +172,7 @@ def _start(phase: Phase, out: Path, environment: dict[str, str]) -> Running:
         process = subprocess.Popen(
             phase.command,
             cwd=ROOT,
-            env=environment,
+            env={**environment, **dict(phase.environment)},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -153,19 +181,27 @@ def _start(phase: Phase, out: Path, environment: dict[str, str]) -> Running:
 
 
 def _finish(running: Running, deadline: float) -> Outcome:
-    """Wait for a phase until its own limit or that of the run, then kill what is left of it."""
+    """Wait for a phase until its own limit or that of the run, then end what is left of it."""
     name, process = running.phase.name, running.process
     limit = min(running.started + running.phase.seconds, deadline) - time.monotonic()
     try:
         code = process.wait(max(0.0, limit))
     except subprocess.TimeoutExpired:
-        _kill(process)
+        _interrupt(process, min(GRACE, max(0.0, deadline - time.monotonic())))
         return Outcome(name, "timed out", None, time.monotonic() - running.started)
     except BaseException:
         _kill(process)
         raise
     spent = time.monotonic() - running.started
     return Outcome(name, "failed" if code else "ok", code, spent)
+
+
+def _interrupt(process: subprocess.Popen[bytes], grace: float) -> None:
+    """As Ctrl-C does, upon which pytest says what has failed so far; then kill it."""
+    with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(grace)
+    _kill(process)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
@@ -195,6 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
     out = options.out.absolute()
     if (out / "phases.jsonl").exists():
         parser.error(f"{out} holds an earlier run: name another folder")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the phases too
     outcomes = run(phases(out, options.dry_run), out, 60 * options.minutes)
     missed = [outcome.phase for outcome in outcomes if outcome.status != "ok"]
     print(f"not ok: {', '.join(missed)}" if missed else "all phases ok")

@@ -7,6 +7,8 @@ would write it.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,24 +50,17 @@ def direction_then_adam(x: Tensor, grad: Tensor) -> Call:
 METHODS = {"auto": fused, "direction_then_adam": direction_then_adam}
 
 
-def run(bench: Bench) -> None:
-    """Seconds and memory of a step of both."""
-    device = bench.device
-    for shape in DRY if device.dry else SHAPES:
-        setting = {"shape": shape.name, "dtype": "float32", "matmul_precision": "highest"}
-        for name, make in METHODS.items():
-            if bench.left <= 0:
-                bench.skip("adam", name, shape, "no time left")
-                continue
-            try:
-                _measure(bench, name, make(*make_inputs(shape, device)), shape, setting)
-            except (RuntimeError, ValueError, ImportError) as error:
-                bench.skip("adam", name, shape, str(error).splitlines()[0][:300])
-            device.release()
+def calls(bench: Bench) -> Iterator[tuple[str, Shape, Callable[[], None]]]:
+    """Seconds and memory of a step of both, at every shape."""
+    for shape in DRY if bench.device.dry else SHAPES:
+        for name in METHODS:
+            yield name, shape, functools.partial(_measure, bench, name, shape)
 
 
-def _measure(bench: Bench, name: str, step: Call, shape: Shape, setting: dict[str, str]) -> None:
+def _measure(bench: Bench, name: str, shape: Shape) -> None:
     device: Device = bench.device
+    setting = {"shape": shape.name, "dtype": "float32", "matmul_precision": "highest"}
+    step = METHODS[name](*make_inputs(shape, device))
     step()
     estimate = device.seconds(step, 1)[0]
     times = device.seconds(step, bench.rounds(estimate))

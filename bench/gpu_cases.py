@@ -24,7 +24,7 @@ SHAPES = {
     "packed, direct": (1, 150, 7),
     "packed": (1, 270, 40),
     "packed, wide": (1, 270, 100),
-    "long rows": (1, 20, 300),
+    "long rows": (1, 20, 2060),
 }
 QUERIES = 9
 

@@ -1,21 +1,24 @@
 """``python -m bench.gpu_measure --regime codes --out DIR``: the benchmarks of one regime.
 
 A record a line in DIR, as soon as it is there. A method that cannot run, or fails, is written to
-skipped.jsonl with its reason, and the next one goes on.
+skipped.jsonl with its reason, and the next one goes on; where a kernel's fault has ended the use of
+the device, in a new process.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import math
+import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -178,25 +181,60 @@ def shares(
     }
 
 
-def run(bench: Bench, regime: str) -> None:
+class DeviceLostError(Exception):
+    """Nothing runs on the device in this process any more."""
+
+
+class Measurement(NamedTuple):
+    experiment: str
+    method: str
+    shape: Shape
+    why_not: str | None
+    call: Callable[[], None]
+
+
+def measurements(bench: Bench, regime: str) -> Iterator[Measurement]:
     """All methods of a regime, each at all its shapes."""
     dry = bench.device.dry
+    if regime == "adam":
+        for name, shape, call in gpu_adam.calls(bench):
+            yield Measurement("adam", name, shape, None, call)
+        return
     for method in methods(regime, dry):
         for shape in (DRY if dry else REGIMES)[regime]:
             reason = why_not(method, shape, bench.device)
-            if reason is None and bench.left <= 0:
-                reason = "no time left"
-            if reason is not None:
-                bench.skip(method.experiment, method.name, shape, reason)
-                continue
-            print(f"{method.experiment} {method.name} {shape.name}", flush=True)
-            try:
-                with running_as(method):
-                    measure(bench, method, shape)
-            except (RuntimeError, ValueError, ImportError) as error:  # out of memory is the first
-                bench.skip(method.experiment, method.name, shape, str(error).splitlines()[0][:300])
+            call = functools.partial(_as, bench, method, shape)
+            yield Measurement(method.experiment, method.name, shape, reason, call)
+
+
+def _as(bench: Bench, method: Method, shape: Shape) -> None:
+    with running_as(method):
+        measure(bench, method, shape)
+
+
+def run(bench: Bench, regime: str, after: int = 0) -> None:
+    """The measurements of a regime but for the first `after`; what fails is written down.
+
+    Errors: DeviceLostError, with how many are behind.
+    """
+    todo = list(measurements(bench, regime))
+    for number, (experiment, method, shape, reason, call) in enumerate(todo[after:], after + 1):
+        if reason is None and bench.left <= 0:
+            reason = "no time left"
+        if reason is not None:
+            bench.skip(experiment, method, shape, reason)
+            continue
+        print(f"{experiment} {method} {shape.name}", flush=True)
+        try:
+            call()
+        except Exception as error:  # out of memory is the first
+            said = (str(error).splitlines() or [""])[0]
+            bench.skip(experiment, method, shape, f"{type(error).__name__}: {said}"[:300])
+        try:
             torch.compiler.reset()
             bench.device.release()
+        except RuntimeError as error:
+            raise DeviceLostError(number) from error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -205,11 +243,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--after", type=int, default=0, help="measurements to pass over at first")
     options = parser.parse_args(arguments)
     bench = Bench(open_device(options.dry_run), options.out, options.seconds)
     options.out.mkdir(parents=True, exist_ok=True)
-    for regime in options.regime:
-        gpu_adam.run(bench) if regime == "adam" else run(bench, regime)
+    after = options.after
+    for index, regime in enumerate(options.regime):
+        try:
+            run(bench, regime, after)
+        except DeviceLostError as lost:
+            left = ("--regime", *options.regime[index:], "--seconds", f"{bench.left:.0f}")
+            further = ("--out", str(options.out), "--after", str(lost))
+            command = (sys.executable, "-m", "bench.gpu_measure", *left, *further)
+            os.execv(sys.executable, command)
+        after = 0
     return 0
 
 

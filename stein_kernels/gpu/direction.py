@@ -46,9 +46,10 @@ def forward(
     )
     phi, mass = total(out, n), total(mass, n)
     if not direct:
-        phi = phi + c * mass[:, None] * targets[..., :n]
+        phi.addcmul_(c * mass[:, None], targets[..., :n])
     if query is None and not leave_one_out:
-        phi = phi + w[:, None, :n] * score[..., :n]
+        phi.addcmul_(w[:, None, :n], score[..., :n])
+    del out, sources, targets, drive, score  # three clouds are the most that is held at once
     return unpack(phi, like)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
@@ -13,7 +14,16 @@ import pytest
 import torch
 
 import stein_kernels
-from bench import counters, gpu, gpu_cases, gpu_problems, gpu_report, gpu_targets, records
+from bench import (
+    counters,
+    gpu,
+    gpu_cases,
+    gpu_measure,
+    gpu_problems,
+    gpu_report,
+    gpu_targets,
+    records,
+)
 from bench.gpu import Phase
 from bench.gpu_device import DRY, Host, record
 from bench.shapes import Shape, parse_shape
@@ -96,13 +106,77 @@ def test_no_phase_starts_when_the_time_is_over(tmp_path):
 
 
 def test_a_whole_run_fits_nine_minutes(tmp_path):
-    """What runs one after the other, and beside it nothing when the benchmarks begin."""
+    """But for the sanitizers, which take what is left; beside the benchmarks runs nothing."""
     found = gpu.phases(tmp_path, dry=False)
-    assert sum(one.seconds for one in found if not one.background) <= 9 * 60
-    begin = next(i for i, one in enumerate(found) if one.name.startswith("benchmark"))
+    kinds = [one.name.split("_")[0] for one in found]
+    sanitizers = ("memcheck", "racecheck") * 2
+    assert kinds == ["facts", "build", *["tests"] * 2, *["benchmark"] * 4, *sanitizers]
+    first = [one for one in found if one.name not in gpu.SANITIZERS and not one.background]
+    assert sum(one.seconds for one in first) <= 9 * 60
+    begin = kinds.index("benchmark")
     beside = {one.name for one in found[:begin] if one.background}
-    assert beside == set(found[begin].waits_for)
-    assert not any(one.background for one in found[begin:])
+    assert beside == {name for one in found[:begin] for name in one.waits_for} == {"build"}
+
+
+def test_a_phase_out_of_time_says_how_far_it_came(tmp_path):
+    code = """
+import time
+print("begun", flush=True)
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("one test had failed", flush=True)
+"""
+    (outcome,) = gpu.run([phase("hangs", code, 1.0)], tmp_path, 60)
+    assert outcome.status == "timed out"
+    assert (tmp_path / "hangs.log").read_text() == "begun\none test had failed\n"
+
+
+def test_a_phase_has_its_own_environment(tmp_path):
+    code = "import os; raise SystemExit(os.environ.get('TESTED') != 'here')"
+    todo = [phase("one", code, environment=(("TESTED", "here"),)), phase("other", code)]
+    assert [one.status for one in gpu.run(todo, tmp_path, 60)] == ["ok", "failed"]
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), RuntimeError(), AssertionError("why\nmore")])
+def test_whatever_fails_is_written_down_and_the_next_is_measured(error, tmp_path, monkeypatch):
+    bench, called = gpu_measure.Bench(Host(), tmp_path, 60), []
+
+    def fail() -> None:
+        called.append("first")
+        raise error
+
+    shape = Shape(0, 6, 3)
+    todo = [
+        gpu_measure.Measurement("gram", "one", shape, None, fail),
+        gpu_measure.Measurement("gram", "other", shape, None, lambda: called.append("second")),
+    ]
+    monkeypatch.setattr(gpu_measure, "measurements", lambda bench, regime: todo)
+    gpu_measure.run(bench, "codes")
+    assert called == ["first", "second"]
+    (line,) = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"].startswith(type(error).__name__)
+
+
+def test_a_lost_device_leaves_the_others_to_a_new_process(tmp_path, monkeypatch):
+    class Executed(BaseException):
+        """In the place of a new process."""
+
+    def lost() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def execute(path: str, command: tuple[str, ...]) -> None:
+        raise Executed(command)
+
+    device = Host()
+    monkeypatch.setattr(device, "release", lost)
+    monkeypatch.setattr(gpu_measure, "open_device", lambda dry: device)
+    monkeypatch.setattr(os, "execv", execute)
+    with pytest.raises(Executed) as begun:
+        gpu_measure.main(["--regime", "codes", "adam", "--out", str(tmp_path), "--after", "2"])
+    command = list(begun.value.args[0])
+    assert command[command.index("--regime") + 1 :][:2] == ["codes", "adam"]
+    assert command[command.index("--after") + 1] == "3"
 
 
 # --- problems ------------------------------------------------------------------------------------

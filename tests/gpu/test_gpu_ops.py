@@ -1,22 +1,27 @@
 """Every op on a CUDA device against the reference in float64 on the CPU.
 
-The shapes take every flow: small sets, packed clouds (direct and split form), long rows.
+The shapes take every flow: small sets, packed clouds (direct and split form), long rows of whole
+sets (aligned and not) and of larger ones.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 import stein_kernels
 from stein_kernels import reference, testing
+from stein_kernels.gpu import dispatch
+from stein_kernels.optim import SVGDAdam
 from stein_kernels.testing import Problem, gaussian_problem
 
 pytestmark = pytest.mark.gpu
 
 SHAPES = [(3, 20, 32), (2, 101, 50), (2, 300, 3), (1, 300, 17), (2, 270, 128), (2, 65, 700)]
+SHAPES += [(1, 20, 2051), (1, 100, 2100), (1, 140, 2304)]
 MIXES = [(), ("weights",), ("query",), ("weights", "query"), ("bandwidth",)]
 DIRECTION_LIMIT, GRADIENT_LIMIT = 2e-6, 2e-5
 
@@ -104,20 +109,110 @@ def test_a_common_shift_costs_nothing(backend, shape, shift):
     )
 
 
-@pytest.mark.parametrize("precision", ["high", "medium"])
-@pytest.mark.parametrize("shape", [(1, 1000, 16), (1, 1000, 64)], ids=str)
-def test_tensor_cores_where_allowed(backend, shape, precision):
-    p = gaussian_problem(*shape)
+@pytest.fixture(params=["high", "medium"])
+def allowed(request) -> Iterator[str]:
+    """What torch.set_float32_matmul_precision has been told."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        got = stein_kernels.svgd_direction(p.x.cuda(), p.grad.cuda()).cpu()
-    finally:
-        torch.set_float32_matmul_precision(before)
-    limit = 1e-5 if precision == "high" else 5e-2
+    torch.set_float32_matmul_precision(request.param)
+    yield request.param
+    torch.set_float32_matmul_precision(before)
+
+
+TENSOR_SHAPES = pytest.mark.parametrize(
+    "shape", [(1, 1000, 16), (1, 1000, 64), (1, 140, 2304)], ids=str
+)
+
+
+@TENSOR_SHAPES
+def test_tensor_cores_where_allowed(backend, shape, allowed):
+    p = gaussian_problem(*shape)
+    got = stein_kernels.svgd_direction(p.x.cuda(), p.grad.cuda()).cpu()
     testing.assert_relative_error(
-        got, reference.svgd_direction(p.x.double(), p.grad.double()), limit
+        got,
+        reference.svgd_direction(p.x.double(), p.grad.double()),
+        1e-5 if allowed == "high" else 5e-2,
     )
+
+
+@TENSOR_SHAPES
+@pytest.mark.parametrize("query", [False, True])
+def test_gradients_on_tensor_cores(backend, shape, query, allowed):
+    """Of the direction, the divergence and the Gram matrix, with all their inputs."""
+    p = gaussian_problem(*shape)
+    names = ("x", "grad", "query") if query else ("x", "grad")
+    further = {"query": "query"} if query else {}
+
+    def gradients(library, problem: Problem) -> list[torch.Tensor]:
+        leaves = {name: testing.clone_leaf(getattr(problem, name)) for name in names}
+        options = {key: leaves[name] for key, name in further.items()}
+        h = problem.bandwidth
+        phi = library.svgd_direction(leaves["x"], leaves["grad"], bandwidth=h, **options)
+        divergence = library.stein_divergence(leaves["x"], leaves["grad"], bandwidth=h, **options)
+        gram = library.rbf_gram(leaves["x"], *options.values(), bandwidth=h)
+        total = phi.square().sum() + divergence.square().sum() + gram.square().sum()
+        return list(torch.autograd.grad(total, list(leaves.values())))
+
+    limits = {"high": (1e-4, 0.05), "medium": (0.1, 0.5)}
+    limit, of_rows = limits[allowed]
+    exact = gradients(reference, p.double())
+    for name, a, w in zip(names, gradients(stein_kernels, to_device(p)), exact, strict=True):
+        testing.assert_gradients_match(a.cpu(), w, relative_l2=limit, row_ratio=of_rows, name=name)
+
+
+@pytest.mark.parametrize("op", ["svgd_direction", "stein_divergence", "rbf_gram"])
+@pytest.mark.parametrize("shape", [(2, 40, 20), (1, 300, 17), (1, 20, 2051)], ids=str)
+def test_gradients_are_made_by_the_backend_of_the_values(backend, op, shape, monkeypatch):
+    """Autograd runs them in a thread of its own."""
+    p, seen = to_device(gaussian_problem(*shape)), []
+    launches = dispatch.launches
+    monkeypatch.setattr(dispatch, "launches", lambda name: seen.append(name) or launches(name))
+    x = testing.clone_leaf(p.x)
+    arguments = (x,) if op == "rbf_gram" else (x, p.grad)
+    getattr(stein_kernels, op)(*arguments).sum().backward()
+    assert len(seen) >= 2
+    assert set(seen) == {backend}
+
+
+@pytest.mark.parametrize("shape", [(40, 20), (300, 17), (20, 2051)], ids=str)
+def test_a_bandwidth_may_begin_anywhere(backend, shape):
+    p = gaussian_problem(*shape)
+    several = (torch.arange(1.0, 4.0) * shape[1]).cuda().requires_grad_()
+    for op in ("svgd_direction", "stein_divergence", "rbf_gram"):
+        arguments = (p.x,) if op == "rbf_gram" else (p.x, p.grad)
+        on_device = [value.cuda() for value in arguments]
+        got = getattr(stein_kernels, op)(*on_device, bandwidth=several[1])
+        wide = [value.double() for value in arguments]
+        exact = getattr(reference, op)(*wide, bandwidth=2.0 * shape[1])
+        testing.assert_relative_error(got.detach().cpu(), exact, GRADIENT_LIMIT)
+        got.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(20, 300), (20, 2051), (100, 2100), (140, 2304)], ids=str)
+def test_steps_of_adam(backend, shape, dtype):
+    p = gaussian_problem(*shape, dtype=dtype)
+    moved = []
+    for name, device in ((backend, "cuda"), ("reference", "cpu")):
+        with stein_kernels.use_backend(name):
+            particles = torch.nn.Parameter(p.x.to(device, copy=True))
+            adam = SVGDAdam([particles], lr=1e-2, maximize=True)
+            for _ in range(3):
+                particles.grad = p.grad.to(device)
+                adam.step()
+        moved.append((particles.detach().cpu() - p.x).double())
+    # a first step is the sign of a direction: where that is near 0 it may be either
+    wrong = (moved[0] - moved[1]).abs() > (1e-4 if dtype == torch.float32 else 2e-2)
+    assert wrong.double().mean() < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(2, 40, 20), (2, 300, 17), (2, 20, 2051)], ids=str)
+def test_nan_stays_in_its_set(backend, shape):
+    p = to_device(gaussian_problem(*shape))
+    whole = stein_kernels.svgd_direction(p.x, p.grad)
+    p.x[0, 0, 0] = float("nan")
+    spoiled = stein_kernels.svgd_direction(p.x, p.grad)
+    assert spoiled[0].isnan().all()
+    assert torch.equal(spoiled[1], whole[1])
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -135,6 +230,7 @@ def test_the_same_bits_twice_and_in_a_graph(backend, shape):
     assert torch.equal(first, captured)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_nothing_waits_for_the_device(backend):
     p = to_device(gaussian_problem(2, 300, 20))
     leaf = testing.clone_leaf(p.x)
