@@ -7,8 +7,10 @@ found it.
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -73,11 +75,25 @@ class OnCuda:
         return result
 
     def capture(self, function: Callable[[], _Result]) -> tuple[_Result, Callable[[], object]]:
-        """See `Recorder`."""
+        """See `Recorder`. A graph of a stream of its own, since cuBLAS has a workspace a stream,
+        which goes with any graph of that stream; and no collection of garbage meanwhile, for the
+        end of another graph would end this capture."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with _no_collection(), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             result = function()
         return result, graph.replay
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def recorder(device: torch.device) -> Recorder:

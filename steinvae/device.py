@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from steinvae.config import Config
+
+GPU_SHARE = 32
+"""Numbers that are worked on at once on a GPU, for one on a CPU: launches are what costs there."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """mallopt's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD, bytes."""
@@ -25,10 +29,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def prepare_process(config: Config) -> None:
-    """Set the number of CPU threads of this process as trainer.threads says, 0 leaves torch's; and
-    `keep_freed_memory`."""
+    """Set the number of CPU threads of this process as trainer.threads says, 0 leaves torch's, and
+    `keep_freed_memory`. On a GPU convolutions multiply float32 as float32, which is not torch's
+    default, and repeat their results bit for bit."""
     if config.trainer.threads:
         torch.set_num_threads(config.trainer.threads)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
     keep_freed_memory()
 
 
@@ -49,16 +56,31 @@ def keep_freed_memory() -> bool:
     return all(kept)
 
 
+def at_once(numbers: int, device: torch.device) -> int:
+    """How many numbers to work on at once where a CPU takes `numbers`."""
+    return numbers * (GPU_SHARE if device.type == "cuda" else 1)
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on the device. No GPU is waited for: its copy is from pinned memory, which torch
+    keeps until it is made."""
+    if device.type == "cuda" and values.device.type == "cpu" and not values.is_sparse:
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
 @contextmanager
 def multiplying(precision: str) -> Iterator[None]:
-    """Within, products of float32 matrices as trainer.precision says: tf32 allows TF32, all others
-    leave what torch has been told."""
+    """Within, products and convolutions of float32 as trainer.precision says: tf32 allows TF32, all
+    others leave what torch has been told."""
     if precision != "tf32":
         yield
         return
-    before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     try:
         torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

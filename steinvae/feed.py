@@ -10,6 +10,7 @@ from torch import Tensor
 
 from steinvae.config import IN_FILES, Config
 from steinvae.data import Dataset, step_generator
+from steinvae.device import send
 from steinvae.draws import ALL, pick
 
 
@@ -84,7 +85,7 @@ class Feed:
             return self._split.as_input(prepared)
         generator = step_generator(self._seed, step, "binarization")
         whole = self._split.batch(self._sampler.indices(step), generator)
-        return pick(whole, self._rows).to(self._device)
+        return send(pick(whole, self._rows), self._device)
 
     def _prepared(self, step: int) -> Tensor:
         """(B, 3, side, side) uint8."""

@@ -29,6 +29,7 @@ CHANGEABLE = (
     "trainer.nonfinite_limit",
     "trainer.baseline",
     "trainer.device",
+    "trainer.cuda_graph",
     "evaluation.images",
     "evaluation.samples",
 )

@@ -13,6 +13,7 @@ Shapes: B images, S codes an image, R reference codes an image, d code dimension
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -95,8 +96,16 @@ def folded_fraction(
 
 def reference_noise(like: Tensor, count: int = REFERENCE) -> Float[Tensor, "1 R d"]:
     """The same standard normal draws at every step, of the dtype and device of `like`."""
-    draws = torch.randn(1, count, like.shape[-1], generator=torch.Generator().manual_seed(count))
-    return draws.to(like)
+    return _reference_noise(count, like.shape[-1], like.dtype, like.device)
+
+
+@functools.lru_cache(maxsize=8)
+def _reference_noise(
+    count: int, dimension: int, dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "1 R d"]:
+    """Kept: a captured update cannot copy from the host."""
+    draws = torch.randn(1, count, dimension, generator=torch.Generator().manual_seed(count))
+    return draws.to(device, dtype)
 
 
 def direction_stats(

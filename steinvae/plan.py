@@ -214,8 +214,9 @@ def _decoder_shape(config: Config, pixels: int) -> _DecoderShape:
     products = sum(a * b for a, b in pairwise(widths))
     if counts:
         return _DecoderShape(parameters, products, pixels, lambda n, each: _graph(widths, n * each))
+    at_once = NUMBERS_AT_ONCE["cuda" if config.trainer.device == "cuda" else "cpu"]
     return _DecoderShape(
-        parameters, products, model.codes, lambda n, each: _closed_form(widths, n * each)
+        parameters, products, model.codes, lambda n, each: _closed_form(widths, n * each, at_once)
     )
 
 
@@ -237,12 +238,13 @@ def _gammas(
     return max(14 * weights, 5 * weights + of_pairs + documents * own * model.layers[0])
 
 
-def _closed_form(widths: Sequence[int], pairs: int) -> int:
-    """Numbers of a pass in closed form: a pair's gradient in its code, as it was dealt and as it is
-    collected, with log-likelihood, weight and ratio; of a block the activations, a spare for the
-    logits, and for every layer its weighted input and the gradient in it.
+def _closed_form(widths: Sequence[int], pairs: int, at_once: int) -> int:
+    """Numbers of a pass in closed form, with blocks of `at_once`: a pair's gradient in its code, as
+    it was dealt and as it is collected, with log-likelihood, weight and ratio; of a block the
+    activations, a spare for the logits, and for every layer its weighted input and the gradient in
+    it.
     """
-    block = min(pairs, NUMBERS_AT_ONCE["cpu"] // max(widths))
+    block = min(pairs, at_once // max(widths))
     return pairs * (2 * widths[0] + 3) + block * (3 * sum(widths) - widths[-1])
 
 

@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = read_config(run_dir)
         if arguments.root is not None:
             config = replace(config, data=replace(config.data, root=arguments.root))
+        config = replace(config, trainer=replace(config.trainer, device="auto"))
         dataset = load_data(config)
         if dataset.image_shape is None:
             raise ValueError(f"run_dir={run_dir}: {dataset.name} has no images to draw")

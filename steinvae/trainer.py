@@ -21,7 +21,7 @@ from steinvae.data import BatchSampler, Dataset
 from steinvae.data.identity import differences, identity
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.density.likelihood import noise_dimension
-from steinvae.device import choose_device, multiplying
+from steinvae.device import choose_device, multiplying, send
 from steinvae.draws import ALL, Draws, pick
 from steinvae.feed import Feed
 from steinvae.gradients import Batch, temperature
@@ -212,25 +212,28 @@ class Trainer:
         dimension = noise_dimension(self.networks.encoder)
         batch = Batch(
             pixels,
-            draws.normal("noise", (rows, method.codes_per_image, dimension)).to(self.device),
-            draws.order("order", method.code_particles).to(self.device),
+            self._send(draws.normal("noise", (rows, method.codes_per_image, dimension))),
+            self._send(draws.order("order", method.code_particles)),
             monitor,
             temperature=temperature(method, step),
         )
         if self.labelled:
             own = pick(self._sampler.indices(draw), self._rows)
-            batch = batch._replace(labels=self.labelled.labels(own).to(self.device))
+            batch = batch._replace(labels=self._send(self.labelled.labels(own)))
         share = self.config.model.input_dropout
         if share:
             kept = draws.uniform("input dropout", (images, pixels.shape[1])) >= share
-            batch = batch._replace(visible=pixels * kept.to(self.device) / (1 - share))
+            batch = batch._replace(visible=pixels * self._send(kept) / (1 - share))
         if method.adversarial_radius:
             probe = draws.normal("adversarial start", (images, pixels.shape[1]))
-            batch = batch._replace(probe=probe.to(self.device))
+            batch = batch._replace(probe=self._send(probe))
         if method.mass_rate:
             reference = draws.normal("reference", (rows, method.mass_codes, dimension))
-            batch = batch._replace(reference=reference.to(self.device))
+            batch = batch._replace(reference=self._send(reference))
         return batch
+
+    def _send(self, values: Tensor) -> Tensor:
+        return send(values, self.device)
 
     def _compares(self, step: int) -> bool:
         """Whether update `step` compares its direction with the exact field."""
@@ -270,8 +273,9 @@ class Trainer:
         return self.state["best_step"]
 
     def close(self) -> None:
-        """End the processes that read ahead, if any."""
+        """End the processes that read ahead, and let captured updates go."""
         self._feed.close()
+        self._graphs = None  # which holds the trainer: only the collector would end it
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint holds, by name."""

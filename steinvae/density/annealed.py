@@ -27,6 +27,7 @@ from torch import Tensor
 from steinvae.density.annealing import Annealing, ImageStreams, find_steps, sigmoid_schedule
 from steinvae.density.hmc import Chains, LogLikelihood, posterior_likelihood, start, transition
 from steinvae.density.likelihood import effective_samples, log_mean_exp
+from steinvae.device import at_once
 from steinvae.networks import Networks
 from steinvae.sparse_rows import some_rows
 
@@ -142,7 +143,7 @@ def _run(
 def _chunks(networks: Networks, pixels: Tensor, settings: Annealing) -> Sequence[range]:
     """Ranges of images whose chains' logits fill CHAIN_LOGITS."""
     logits = networks.theta.particles * settings.chains * pixels.shape[1]
-    size = max(1, CHAIN_LOGITS // logits)
+    size = max(1, at_once(CHAIN_LOGITS, networks.device) // logits)
     return [range(first, min(first + size, len(pixels))) for first in range(0, len(pixels), size)]
 
 

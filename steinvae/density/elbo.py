@@ -35,6 +35,7 @@ from steinvae.density.likelihood import (
     noise_dimension,
     over_decoders,
 )
+from steinvae.device import at_once
 from steinvae.networks import Networks
 from steinvae.recognition import StochasticEncoder, standard_normal
 from steinvae.sparse_rows import some_rows
@@ -155,9 +156,11 @@ def minority_of_signs(signs: Float[Tensor, " n"]) -> float:
 
 def _images_at_once(networks: Networks, pixels: int, samples: int) -> int:
     """As many as keep logits, and Jacobians where they are made, within what a chunk may hold."""
-    images = LOGITS_AT_ONCE // (networks.theta.particles * samples * pixels)
+    logits = at_once(LOGITS_AT_ONCE, networks.device)
+    images = logits // (networks.theta.particles * samples * pixels)
     if not networks.encoder.orientation_known:
-        images = min(images, _ENTRIES_AT_ONCE // (samples * networks.encoder.codes**2))
+        entries = at_once(_ENTRIES_AT_ONCE, networks.device)
+        images = min(images, entries // (samples * networks.encoder.codes**2))
     return max(1, images)
 
 
@@ -169,7 +172,8 @@ def _chunk(
     images = range(first, first + len(pixels))
     shape = (samples, noise_dimension(encoder))
     noise = image_noise(seed, images, shape, networks.device, "elbo").to(networks.theta.flat)
-    size = max(_SIGNS_CHECKED, _ENTRIES_AT_ONCE // (len(pixels) * encoder.codes**2))
+    entries = at_once(_ENTRIES_AT_ONCE, networks.device)
+    size = max(_SIGNS_CHECKED, entries // (len(pixels) * encoder.codes**2))
     parts = [log_density(encoder, pixels, part) for part in noise.split(size, dim=1)]
     codes, log_q, signs = (torch.cat(item, dim=1) for item in zip(*parts, strict=True))
     log_ratio = (log_prior(codes) - log_q).double()

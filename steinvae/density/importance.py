@@ -28,6 +28,7 @@ from steinvae.density.likelihood import (
     noise_dimension,
     over_decoders,
 )
+from steinvae.device import at_once
 from steinvae.networks import Networks
 from steinvae.sparse_rows import some_rows
 
@@ -146,7 +147,7 @@ def importance_weights(
     if proposal == "diagonal":
         fitted = FEWEST
     logits_an_image = networks.theta.particles * samples * pixels.shape[1]
-    chunk = max(1, LOGITS_AT_ONCE // logits_an_image)
+    chunk = max(1, at_once(LOGITS_AT_ONCE, networks.device) // logits_an_image)
     for first in range(0, len(pixels), chunk):
         part = some_rows(pixels, slice(first, first + chunk))
         images = range(first, first + len(part))

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steinvae.data import step_generator
+from steinvae.device import at_once
 from steinvae.networks import Networks
 from steinvae.recognition import StochasticEncoder
 
@@ -46,7 +47,8 @@ def log_likelihood(
 ) -> Float[Tensor, "M B n"]:
     """log p(x_b | z_bs, theta_m), in chunks of codes of about LOGITS_AT_ONCE logits."""
     leaves = prepared(networks)
-    chunk = max(1, LOGITS_AT_ONCE // (networks.theta.particles * pixels.numel()))
+    logits = at_once(LOGITS_AT_ONCE, networks.device)
+    chunk = max(1, logits // (networks.theta.particles * pixels.numel()))
     parts = [
         networks.model.log_likelihood(leaves, part[None], pixels)
         for part in codes.split(chunk, dim=1)

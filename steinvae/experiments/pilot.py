@@ -55,13 +55,16 @@ def pilot(cell: Cell, dataset: Dataset, minutes: float) -> dict[str, Any]:
     on_gpu = trainer.device.type == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time
     started = 0.0
-    for step in range(_WARM + _TIMED):
-        if step == _WARM:
-            _wait(on_gpu)
-            started = clock()
-        trainer.update(step, monitor=False)
-    _wait(on_gpu)
-    seconds = (clock() - started) / _TIMED
+    try:
+        for step in range(_WARM + _TIMED):
+            if step == _WARM:
+                _wait(on_gpu)
+                started = clock()
+            trainer.update(step, monitor=False)
+        _wait(on_gpu)
+        seconds = (clock() - started) / _TIMED
+    finally:
+        trainer.close()
     steps = max(1, round(60 * minutes / seconds))
     return {"minutes": minutes, "seconds_per_step": seconds, "steps": steps}
 

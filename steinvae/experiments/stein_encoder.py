@@ -73,7 +73,9 @@ def configuration(row: str, steps: int, seed: int, root: str | None) -> Config:
         model=replace(base.model, encoder=encoder),
         method=replace(base.method, **changes),
         optimizer=replace(base.optimizer, decay_steps=steps),
-        trainer=replace(base.trainer, max_steps=steps, baseline="none", monitor_every=0),
+        trainer=replace(
+            base.trainer, max_steps=steps, baseline="none", monitor_every=0, device="cpu"
+        ),
     )
 
 

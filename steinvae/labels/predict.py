@@ -17,6 +17,7 @@ from torch import Tensor
 
 from steinvae.data import Examples
 from steinvae.density.likelihood import image_noise, noise_dimension
+from steinvae.device import at_once
 from steinvae.networks import Networks
 
 BINS = 15
@@ -139,8 +140,9 @@ def _drawn(networks: Networks, images: Images, seed: int, samples: int) -> Itera
     """Codes (b, S, d) of as many images at a time as memory allows; noise by (seed, image)."""
     wide = noise_dimension(networks.encoder)
     width = images.shape[1] if isinstance(images, Tensor) else images.features
-    at_once = min(_ROWS_AT_ONCE, _NUMBERS_AT_ONCE // (width + wide))
-    for rows in torch.arange(len(images)).split(max(1, at_once // samples)):
+    numbers = at_once(_NUMBERS_AT_ONCE, networks.device)
+    codes = min(at_once(_ROWS_AT_ONCE, networks.device), numbers // (width + wide))
+    for rows in torch.arange(len(images)).split(max(1, codes // samples)):
         pixels = images[rows] if isinstance(images, Tensor) else images.batch(rows)
         noise = image_noise(seed, rows.tolist(), (samples, wide), networks.device, "classes")
         yield networks.encoder(pixels.to(networks.device), noise)

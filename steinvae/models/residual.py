@@ -12,6 +12,7 @@ from math import isqrt, log, pi
 from typing import NamedTuple
 
 import torch
+import torch._functorch.config as functorch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -84,6 +85,7 @@ class GaussianResidual:
         """See `models.Computes`. All decoders run one compiled graph."""
         self.net.up.recompute, self.net.in_bfloat16 = recompute, bfloat16
         if compiled:
+            functorch.donated_buffer = False  # weights of codes take two ways back through a pass
             self.net.up.compile(backend=COMPILER)
 
     def _parameters(self) -> list[Parameter]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -65,7 +66,8 @@ class NoiseResidual(nn.Module):
     def lipschitz_bound(self) -> Float[Tensor, ""]:
         """Upper bound of the Lipschitz constant in xi, scalar: the product of the layers' norms."""
         weights = [*self.from_noise.weights(), *self.rest.weights()]
-        return torch.stack([spectral_norm_bound(weight) for weight in weights]).prod()
+        norms = (spectral_norm_bound(weight) for weight in weights)
+        return functools.reduce(torch.mul, norms)  # the backward of prod waits for its factors
 
 
 class ResidualEncoder(GaussianEncoder):

@@ -17,6 +17,7 @@ from steinvae.models.stages import Down, Stack, kept_numbers
 from steinvae.pairs import Pairing, pair_gradients
 from steinvae.particles import ParticleEnsemble
 from steinvae.recognition.planes import NoisePlaneEncoder, PlanesGaussianEncoder, image_planes
+from steinvae.stein import posterior_scores
 
 HIDDEN, SIDE, STACK = (3, 4), 16, 2
 PIXELS, CODES = 3 * SIDE**2, 2 * 2 * 3
@@ -265,6 +266,25 @@ def test_compiled_nets_are_the_same(monkeypatch):
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch._dynamo.reset()
+
+
+def test_compiled_decoders_weigh_codes(monkeypatch):
+    """Gradients of codes and, weighted, of parameters: two ways back through one compiled pass."""
+    monkeypatch.setattr("steinvae.models.residual.COMPILER", "aot_eager")
+    torch._dynamo.reset()
+    codes, pixels = pairs()
+    found = []
+    for compiled in (False, True):
+        made, theta = model()
+        made.compute(recompute=False, bfloat16=False, compiled=compiled)
+        ratio = torch.zeros(codes.shape[:2], dtype=codes.dtype)
+        scores = posterior_scores(
+            made, theta, codes, pixels, data_size=10, pairing=Pairing(), log_ratio=ratio
+        )
+        found.append([scores.codes, scores.theta])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
     torch._dynamo.reset()
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
-from steinvae import captured
+from steinvae import captured, monitor
 from steinvae import trainer as training
 from steinvae.optimizer import learning_rate
 from steinvae.trainer import Trainer
@@ -100,6 +103,20 @@ def test_captures_anew_after_a_checkpoint_is_read(tiny, digits, tape, tmp_path):
     assert_same(*trainers)
 
 
+def test_a_run_goes_on_with_or_without_captures(tiny, digits, tape, tmp_path):
+    for captures in (True, False, True):
+        trainer = Trainer(tiny(trainer={"cuda_graph": captures}), digits, tmp_path)
+        assert trainer.resume() == (trainer.step > 0)
+        before = trainer.networks.theta.flat.clone()
+        for step in range(trainer.step, trainer.step + STEPS):
+            update(trainer, step)
+        trainer.step += STEPS
+        trainer.save(trainer.tensors())
+        trainer.settle()
+        assert not torch.equal(before, trainer.networks.theta.flat)
+    assert trainer.step == 3 * STEPS
+
+
 def test_the_rate_follows_its_cosine(tiny, digits, tape, tmp_path):
     trainer = Trainer(tiny(trainer={"cuda_graph": True}), digits, tmp_path)
     groups = trainer.optimizer._adam.param_groups
@@ -109,18 +126,56 @@ def test_the_rate_follows_its_cosine(tiny, digits, tape, tmp_path):
         assert [group["lr"].item() for group in groups] == pytest.approx([expected] * len(groups))
 
 
-def test_products_are_as_precise_as_asked(tiny, digits, tmp_path):
+def test_products_are_as_precise_as_asked(tiny, digits, tmp_path, monkeypatch):
     """Of the update alone: what torch has been told holds around it."""
-    before = torch.get_float32_matmul_precision()
-    for precision, within in (("tf32", "high"), ("float32", before)):
+
+    def told() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    before = told()
+    for precision, within in (("tf32", ("high", True)), ("float32", before)):
         trainer = Trainer(tiny(trainer={"precision": precision}), digits, tmp_path)
         objective, seen = trainer._objective, []
         trainer._objective = lambda *arguments, own=objective, into=seen: (
-            into.append(torch.get_float32_matmul_precision()) or own(*arguments)
+            into.append(told()) or own(*arguments)
         )
         trainer.update(0, monitor=False)
         assert seen == [within]
-        assert torch.get_float32_matmul_precision() == before
+        assert told() == before
+
+
+def test_the_monitor_copies_nothing_from_the_host(tiny, digits, tape, tmp_path):
+    """Of encoders that fold, whose folds are counted at logged updates."""
+    config = tiny(model={"encoder": "concat"}, method=SMALL, trainer={"cuda_graph": True})
+    replayed, plain = pair(config, digits, tmp_path)
+    monitor._reference_noise.cache_clear()
+    for step in range(STEPS):
+        found = update(replayed, step)
+        assert found == update(plain, step)
+        assert ("folded" in found) == (step % 2 == 0)
+
+
+def test_a_closed_trainer_is_not_left_to_the_collector(tiny, digits, tape, tmp_path):
+    """Its graphs, collected while another update is captured, would end that capture."""
+    trainer = Trainer(tiny(trainer={"cuda_graph": True}), digits, tmp_path)
+    for step in range(STEPS):
+        update(trainer, step)
+    trainer.close()
+    kept = weakref.ref(trainer)
+    gc.disable()
+    try:
+        del trainer
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+def test_nothing_is_collected_during_a_capture():
+    assert gc.isenabled()
+    with captured._no_collection():
+        assert not gc.isenabled()
+    assert gc.isenabled()
 
 
 def test_no_capture_on_several_processes(tiny, digits, tmp_path):

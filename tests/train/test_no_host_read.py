@@ -44,6 +44,9 @@ CASES = {name: ({}, method) for name, method in METHODS.items()}
 CASES |= {f"labels, {name}": ({"labels_per_class": 5}, method) for name, method in LABELS.items()}
 
 
+SMALL = {"theta_particles": 2, "code_particles": 4}
+
+
 class OnDevice(TorchDispatchMode):
     """Refuses tensors made on the host, which would have to be copied: a CUDA graph cannot."""
 
@@ -59,7 +62,7 @@ def test_nothing_is_read(data, method, tiny, digits, tmp_path, monkeypatch):
     """On a device without values: reading one is an error there, and so is another device."""
     monkeypatch.setattr(training, "choose_device", lambda name: torch.device("meta"))
     monkeypatch.setitem(closed_form.NUMBERS_AT_ONCE, "meta", 2**20)
-    config = tiny(data=data, method={"theta_particles": 2, "code_particles": 4} | method)
+    config = tiny(data=data, method=SMALL | method)
     trainer = Trainer(config, digits, tmp_path)
     moved = []  # Adam's fused kernel is not there for meta: the test below has it
     monkeypatch.setattr(trainer.optimizer, "move", lambda *_, left_out: moved.append(left_out))
@@ -71,6 +74,17 @@ def test_nothing_is_read(data, method, tiny, digits, tmp_path, monkeypatch):
     assert {each.device.type for each in moved} == {"meta"}
     with pytest.raises((RuntimeError, NotImplementedError)):
         trainer.update(1, monitor=True)  # what is logged is read
+
+
+@pytest.mark.parametrize(("data", "method"), CASES.values(), ids=CASES.keys())
+def test_no_derivative_looks_for_zeros(data, method, tiny, digits, tmp_path):
+    """Under a dispatch mode torch's derivative of prod takes another way, so a profiler looks."""
+    trainer = Trainer(tiny(data=data, method=SMALL | method), digits, tmp_path)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        trainer.update(0, monitor=False)
+    called = {event.name for event in profile.events() or ()}
+    assert "aten::mul" in called
+    assert not called & {"aten::nonzero", "aten::masked_select"}
 
 
 class HostReads(TorchDispatchMode):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -235,6 +236,16 @@ def test_sample_writes_every_format_it_names(finished, suffix, tmp_path):
     output = tmp_path / f"grid{suffix}"
     assert sample.main([str(finished), f"--output={output}", "--count=4"]) == 0
     assert output.stat().st_size > 100
+
+
+def test_samples_of_a_run_on_a_device_that_is_not_here(finished, tmp_path):
+    run, output = Path(shutil.copytree(finished, tmp_path / "run")), tmp_path / "drawn.png"
+    config = run / "config.yaml"
+    text = config.read_text()
+    assert "device: cpu" in text
+    config.write_text(text.replace("device: cpu", "device: cuda"))
+    assert sample.main([str(run), f"--output={output}", "--count=4"]) == 0
+    assert output.exists()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Shapes: N images, batches of B, S = the side of a crop, X = 3 S S.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -182,5 +183,10 @@ def centred(pixels: Tensor, mean: tuple[float, float, float]) -> Tensor:
 
     Shapes: (B, 3, S, S) uint8 -> (B, 3, S, S) float32, the memory format kept.
     """
-    shift = torch.tensor(mean, dtype=torch.float32, device=pixels.device).view(3, 1, 1)
-    return (pixels.to(torch.float32) - shift) / 255
+    return (pixels.to(torch.float32) - _mean_on(mean, pixels.device)) / 255
+
+
+@functools.lru_cache(maxsize=8)
+def _mean_on(mean: tuple[float, float, float], device: torch.device) -> Tensor:
+    """(3, 1, 1), kept: a minibatch need not wait for a copy of it."""
+    return torch.tensor(mean, dtype=torch.float32, device=device).view(3, 1, 1)
