@@ -133,3 +133,18 @@ def test_strides_beyond_two_to_the_31(kernels):
     x = storage.as_strided(p.x.shape, (gap, 3, 1), 1).copy_(p.x)
     assert torch.equal(sk.svgd_direction(x, p.grad), sk.svgd_direction(p.x, p.grad))
     assert torch.equal(sk.median_bandwidth(x), sk.median_bandwidth(p.x))
+
+
+@pytest.mark.parametrize("op", ["svgd_direction", "stein_divergence", "rbf_gram"])
+@pytest.mark.parametrize("shape", [(19, 5), (270, 18), (9, 2051)], ids=str)
+def test_a_bandwidth_may_begin_anywhere(kernels, op, shape):
+    """One of several that are kept in one tensor, and its gradient."""
+    p = gaussian_problem(*shape)
+    arguments = (p.x,) if op == "rbf_gram" else (p.x, p.grad)
+    found = []
+    for h in ((torch.arange(1.0, 4.0) * shape[1])[1], torch.tensor(2.0 * shape[1])):
+        h.requires_grad_()
+        value = getattr(sk, op)(*arguments, bandwidth=h)
+        found.append((value.detach(), *torch.autograd.grad(value.sum(), h)))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)

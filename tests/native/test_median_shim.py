@@ -35,6 +35,17 @@ def test_sampled_sets(kernels, shape):
     assert torch.equal(median.search(kernels, matrix, shape[1], True, once), midpoint(values))
 
 
+def test_groups_of_stored_sets_begin_anywhere(kernels, monkeypatch):
+    """An odd number of distances to a set: the second begins 100 bytes after a multiple of 16."""
+    monkeypatch.setattr(median, "KEPT", 4 * median.BINS)
+    assert median.plan(3, 25, torch.float32).sets == 1
+    x = gaussian_problem(3, 25, 4).x
+    i, j = torch.triu_indices(25, 25, 1)
+    values = (x[:, i] - x[:, j]).square().sum(-1)
+    found = median.median_of_distances(kernels, symmetric(25, values))
+    assert torch.equal(found, midpoint(values))
+
+
 def test_sampled_pairs_are_pairs_of_two(kernels):
     """Each squared distance names its pair: none of a particle with itself, all about as often."""
     m, size = 7, 2**14
