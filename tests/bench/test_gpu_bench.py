@@ -127,7 +127,7 @@ try:
 except KeyboardInterrupt:
     print("one test had failed", flush=True)
 """
-    (outcome,) = gpu.run([phase("hangs", code, 1.0)], tmp_path, 60)
+    (outcome,) = gpu.run([phase("hangs", code, 6.0)], tmp_path, 60)
     assert outcome.status == "timed out"
     assert (tmp_path / "hangs.log").read_text() == "begun\none test had failed\n"
 

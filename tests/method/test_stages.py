@@ -245,7 +245,10 @@ def test_bfloat16_is_close_to_float32():
     assert 0 < (drawn - again).norm() < 0.05 * drawn.norm()
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at inputs'
+LOOKS_AT_INPUTS = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo
+
+
+@LOOKS_AT_INPUTS
 def test_compiled_nets_are_the_same(monkeypatch):
     """Traced and differentiated by torch.compile, without the minute that C++ takes."""
     for module in ("models.residual", "recognition.planes"):
@@ -269,6 +272,7 @@ def test_compiled_nets_are_the_same(monkeypatch):
     torch._dynamo.reset()
 
 
+@LOOKS_AT_INPUTS
 def test_compiled_decoders_weigh_codes(monkeypatch):
     """Gradients of codes and, weighted, of parameters: two ways back through one compiled pass."""
     monkeypatch.setattr("steinvae.models.residual.COMPILER", "aot_eager")
