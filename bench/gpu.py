@@ -130,6 +130,8 @@ def device_environment() -> dict[str, str]:
 def run(todo: list[Phase], out: Path, seconds: float) -> list[Outcome]:
     """Run the phases in their order within ``seconds`` in all; every outcome is written at once."""
     out.mkdir(parents=True, exist_ok=True)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it in the background,
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # and phases would have it so too
     deadline, outcomes = time.monotonic() + seconds, []
     background: dict[str, Running] = {}
     environment = {**device_environment(), **os.environ}
