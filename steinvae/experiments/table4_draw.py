@@ -108,10 +108,11 @@ def _spread(splits: Mapping[int, Mapping[str, float]]) -> str:
 
 def _caption(found: Found) -> str:
     cells = [numbers for by_split in found.values() for numbers in by_split.values()]
-    splits = {split for by_split in found.values() for split in by_split}
+    counts = sorted({len(by_split) for by_split in found.values()})
     seconds, steps = ([each[name] for each in cells] for name in ("cpu_seconds", "steps"))
     classes, images = (int(cells[0][name]) for name in ("classes", "images"))
-    over = "one choice" if len(splits) == 1 else f"{len(splits)} choices"
+    over = " or ".join("one" if count == 1 else str(count) for count in counts)
+    over += " choice" if counts == [1] else " choices"
     return (
         f"Top-1 accuracy on {images:,} test images of {classes:,} classes (chance: "
         f"{100 / classes:.1f} %), mean ± standard deviation over {over} of labelled images; the "
