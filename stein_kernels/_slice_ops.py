@@ -188,8 +188,7 @@ def _distances_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
     x, y = ctx.saved_tensors
     if y is None:
         return _twice_displaced(v + v.mT, x, None, ctx.backend), None, None
-    dx, dy = ((v.mT, y, x), (v, x, y))
-    return _twice_displaced(*dx, ctx.backend), _twice_displaced(*dy, ctx.backend), None
+    return _twice_displaced(v.mT, y, x, ctx.backend), _twice_displaced(v, x, y, ctx.backend), None
 
 
 def _products_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
