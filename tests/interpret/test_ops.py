@@ -6,6 +6,7 @@ The flows themselves run over the CUDA C++ kernels in tests/kernels, on an emula
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -136,3 +137,15 @@ def test_less_than_float32_where_torch_is_told_so(precision):
         p.x.double(), p.grad.double(), bandwidth=p.bandwidth.double()
     )
     testing.assert_relative_error(got, expected, 1e-5)
+
+
+@pytest.mark.parametrize(("gap", "limit"), [(30.0, 2e-6), (1e3, 2e-5), (1e4, 3e-4)])
+def test_distant_modes_cost_the_split_form_no_more_digits_than_documented(gap, limit):
+    """docs/performance-gpu.md; up to 16 features they cost none."""
+    p = gaussian_problem(133, 18)
+    h = 2 * 18 / math.log(133)  # gaps of 11, 370 and 3,700 of its roots
+    x = p.x.clone()
+    x[::2] += gap / math.sqrt(18)
+    phi = stein_kernels.svgd_direction(x, p.grad, bandwidth=h)
+    exact = reference.svgd_direction(x.double(), p.grad.double(), bandwidth=h)
+    testing.assert_relative_error(phi, exact, limit)

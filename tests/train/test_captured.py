@@ -10,6 +10,7 @@ import torch
 
 from steinvae import captured, monitor
 from steinvae import trainer as training
+from steinvae.device import prepare_process
 from steinvae.optimizer import learning_rate
 from steinvae.trainer import Trainer
 from tests.train.tape import Tape
@@ -143,6 +144,15 @@ def test_products_are_as_precise_as_asked(tiny, digits, tmp_path, monkeypatch):
         trainer.update(0, monitor=False)
         assert seen == [within]
         assert told() == before
+
+
+def test_a_command_convolves_as_it_says_and_repeats_itself(tiny, monkeypatch):
+    """On a GPU: torch's defaults are TF32, and whichever algorithm is the fastest."""
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    monkeypatch.setattr(cudnn, "deterministic", False)
+    prepare_process(tiny())
+    assert (cudnn.allow_tf32, cudnn.deterministic) == (False, True)
 
 
 def test_the_monitor_copies_nothing_from_the_host(tiny, digits, tape, tmp_path):
