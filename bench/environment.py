@@ -24,21 +24,28 @@ def cores() -> int:
 @functools.cache
 def processor() -> str:
     """The processor's model name."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
 
 
 def device_name() -> str:
-    return f"{processor()}, {cores()} cores"
+    """Model, family and number of cores: a virtual machine may hide all but its maker's name."""
+    numbers = [_cpuinfo().get(key, "") for key in ("cpu family", "model")]
+    family = f" (family {numbers[0]}, model {numbers[1]})" if all(numbers) else ""
+    return f"{processor()}{family}, {cores()} cores"
 
 
 def machine_slug() -> str:
-    """The name of this machine's file of results."""
-    return re.sub(r"[^a-z0-9]+", "-", device_name().lower()).strip("-")
+    """The name of this machine's file of results, by its processor's name and cores alone."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{processor()}, {cores()} cores".lower()).strip("-")
+
+
+@functools.cache
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first processor."""
+    path = Path("/proc/cpuinfo")
+    first = path.read_text().split("\n\n", 1)[0] if path.exists() else ""
+    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
 
 
 @functools.cache
