@@ -53,7 +53,8 @@ void gram_of_set(const T* x, const T* y, Index m, Index n, Index d, double h, T*
 }
 
 // Gradient of the lanes: out_l = c sum_r B_rl (row_r - lane_l). `cotangent(r, l)` sums what belongs
-// to the pair.
+// to the pair. Pairs that coincide have no gradient, and k = 1: their x - x of rounding would drown
+// the others where these have small kernel values.
 template <class T, class Cotangent>
 double gradient_of_lanes(const Packed<T>& row_x, const T* row_centred, Index rows,
                          const Packed<T>& lane_x, const T* lane_centred, Index lanes, Index d, T h,
@@ -68,7 +69,8 @@ double gradient_of_lanes(const Packed<T>& row_x, const T* row_centred, Index row
                              s.kernel, width);
         const Index real = std::min(width, lanes - j0);
         for (Index r = 0; r < n; ++r) {
-          for (Index l = 0; l < real; ++l) s.p[r * width + l] = cotangent(i0 + r, j0 + l);
+          for (Index l = 0; l < real; ++l)
+            s.p[r * width + l] = s.kernel[r * width + l] == 0 ? T{0} : cotangent(i0 + r, j0 + l);
           std::fill(s.p + r * width + real, s.p + r * width + width, T{0});
         }
         PairTile<T> t{};

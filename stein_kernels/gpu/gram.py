@@ -24,14 +24,17 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """With b = k v: dx_i = c sum_j b_ij (y_j - x_i), and 2 h dh = -x.dx - y.dy.
 
-    Of a set with itself both roles of a particle are one: b = k (v + v^T).
+    Of a set with itself both roles of a particle are one: b = k (v + v^T), and the pair (i, i),
+    whose k = 1 would leave the rounding of x_i - x_i, is none.
     """
     centre = mean(x)
     sources = pack(x, centre)
     targets = sources if y is None else pack(y, centre)
     v = v.to(sources.dtype)
     counts = x.shape[1], (x if y is None else y).shape[1]
-    v = v + v.mT if y is None else v
+    if y is None:
+        v = v + v.mT
+        v.diagonal(0, 1, 2).zero_()
     dx = _pull(kernels, sources, targets, v, bandwidth, *counts, precision)
     scaling, dy = (sources[..., : counts[0]] * dx).sum((1, 2)), x.new_empty(0)
     if y is not None:

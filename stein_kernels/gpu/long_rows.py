@@ -261,6 +261,8 @@ def gram_backward(
     row, dh = xs.new_zeros(x.shape[:2]), torch.zeros_like(bandwidth)
     for targets, ys, squared, kernel in problem.tiles():
         b = kernel * v[:, :, targets].to(kernel.dtype)
+        if y is None:  # the pair (i, i) has no gradient, and k = 1: see gpu/gram.py
+            b.diagonal(-targets.start, 1, 2).zero_()
         dx.baddbmm_(b, ys)
         row += b.sum(2)
         dy[:, targets] = c * (b.mT @ xs - b.sum(1)[..., None] * ys)

@@ -29,6 +29,10 @@ ROWS: dict[str, dict[str, Any]] = {
         "code_step": 0.5,
         "encoder": "triangular",
     },
+    "control: triangular encoder, weighted decoder": {
+        "name": "flow_elbo",
+        "encoder": "triangular",
+    },
     "Stein VIWAE, linear kernel": {"name": "stein_viwae", "kernel": "linear"},
     "Stein VAE, linear kernel": {"name": "stein_vae", "kernel": "linear"},
 }
@@ -41,6 +45,7 @@ METHODS = {
     "planar_flow": "planar flow",
     "ceiling": "ceiling: flow by its ELBO, weighted decoder",
     "moved_codes": "Stein VIWAE, moved codes",
+    "triangular_control": "control: triangular encoder, weighted decoder",
     "linear_kernel": "Stein VIWAE, linear kernel",
     "stein_vae_linear": "Stein VAE, linear kernel",
 }

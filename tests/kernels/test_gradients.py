@@ -197,6 +197,31 @@ def test_gram_in_float32(kernels):
         assert_gradients_match(actual, expected, relative_l2=5e-6, row_ratio=0.02, name=name)
 
 
+@pytest.mark.parametrize(
+    ("kernels", "itself"),
+    [
+        *[("compiled", True), ("compiled", False), ("composite", True), ("composite", False)],
+        ("cuda", True),  # what those lose of a copy stands in docs/design.md
+    ],
+    indirect=["kernels"],
+)
+@pytest.mark.parametrize("shape", [(1, 2, 100), (2, 60, 100), (1, 33, 300)], ids=str)
+def test_gram_of_small_values_beside_a_diagonal_of_ones(kernels, itself, shape):
+    """The pair (i, i) has k = 1 and no gradient: its rounding would be all there is."""
+    p = gaussian_problem(*shape)
+    v = torch.rand(*shape[:2], shape[1])
+
+    def gradients(call, dtype):
+        x = p.x.to(dtype).requires_grad_()
+        h = torch.full(shape[:1], shape[2] / 4, dtype=dtype, requires_grad=True)
+        y = {} if itself else {"y": x.detach().clone()}
+        return torch.autograd.grad((call(x, **y, bandwidth=h) * v.to(dtype)).sum(), (x, h))
+
+    exact = gradients(reference.rbf_gram, torch.float64)
+    for actual, expected in zip(gradients(sk.rbf_gram, torch.float32), exact, strict=True):
+        assert_relative_error(actual, expected, 1e-5)
+
+
 # --- who receives a gradient ---------------------------------------------------------------------
 
 
