@@ -1,7 +1,8 @@
 """Torch kernels of every op, for devices without a compiled one (CompositeExplicitAutograd).
 
-They run in float64, centred, in the matrix-product form and in chunks of targets: right to the last
-float32 digit and O((M + N) d + CHUNK) memory, but without the speed of the compiled kernels.
+They run in float64, centred, in the matrix-product form (the median by differences) and in chunks
+of targets: right to the last float32 digit and O((M + N) d + CHUNK) memory, but without the speed
+of the compiled kernels.
 
 Shapes: x, grad (B, M, d); query (B, N, d); weights (B, M); bandwidth (B,). Legend: ``reference``.
 """
@@ -83,9 +84,71 @@ def _gradients(
 
 
 def median_distance(x: Tensor) -> Tensor:
+    """Up to CHUNK pairs are held; beyond, every pass makes them anew and counts some bits."""
+    batch, m, _ = x.shape
     wide = x.double()
-    centre = wide.mean(1, keepdim=True) if x.shape[1] else 0.0
-    return reference.median_distance(wide - centre).to(accumulation_dtype(x.dtype))
+    dtype, pairs = accumulation_dtype(x.dtype), m * (m - 1) // 2
+    if batch * pairs < 1:
+        return reference.median_distance(wide).to(dtype)
+    finite = wide.isfinite().all(2).all(1)
+    wide = torch.where(finite[:, None, None], wide, 0.0)
+    if batch * pairs <= CHUNK:
+        ordered = torch.cat(list(_distances(wide)), 1).sort(1).values
+        low, high = ordered[:, (pairs - 1) // 2], ordered[:, pairs // 2]
+    else:
+        low, high = _middle_ranks(wide, pairs)
+    median = (low + high) / 2
+    from_first = wide - wide[:, :1]  # exactly 0 where all coincide
+    total = m * from_first.square().sum((1, 2)) - from_first.sum(1).square().sum(1)
+    median = torch.where(median > 0, median, (total.clamp(min=0) / pairs).sqrt())
+    median = torch.where(median > 0, median, 1.0)
+    return torch.where(finite, median, torch.nan).to(dtype)
+
+
+def _distances(x: Tensor) -> Iterator[Tensor]:
+    """|x_i - x_j| of the pairs i < j by sums of differences, (B, up to CHUNK / B) at a time."""
+    batch, m, _ = x.shape
+    step = max(1, CHUNK // (batch * m))
+    for start in range(0, m - 1, step):
+        rows = x[:, start : min(m - 1, start + step)]
+        block = torch.cdist(rows, x[:, start:], compute_mode="donot_use_mm_for_euclid_dist")
+        yield block[:, torch.ones(block.shape[1:], dtype=torch.bool, device=x.device).triu(1)]
+
+
+DIGIT = 11  # bits counted in a pass
+
+
+def _middle_ranks(x: Tensor, pairs: int) -> tuple[Tensor, Tensor]:
+    """The distances of ranks (pairs - 1) // 2 and pairs // 2 of every set, bit by bit.
+
+    A distance is not negative, so its bits order as its value.
+    """
+    batch, low, high = len(x), (pairs - 1) // 2, pairs // 2
+    prefix = torch.zeros(batch, 1, dtype=torch.int64, device=x.device)
+    rank = torch.full((batch, 1), low, dtype=torch.int64, device=x.device)
+    first = torch.arange(batch, device=x.device)[:, None] << DIGIT  # of a set's counts
+    for shift in range(64 - DIGIT + 1, -DIGIT, -DIGIT):
+        lower, width = max(shift, 0), DIGIT + min(shift, 0)
+        counts = torch.zeros(batch << DIGIT, dtype=torch.int64, device=x.device)
+        for distances in _distances(x):
+            bits = distances.view(torch.int64)
+            inside = bits >> (lower + width) == prefix
+            digit = (bits >> lower) & ((1 << width) - 1)
+            counts += torch.bincount((digit + first)[inside], minlength=len(counts))
+        below = counts.view(batch, -1).cumsum(1)
+        found = (below <= rank).sum(1, keepdim=True)
+        rank = rank - torch.where(found > 0, below.gather(1, (found - 1).clamp(min=0)), 0)
+        prefix = (prefix << width) | found
+    value = prefix.view(torch.float64)
+    if low == high:
+        return value[:, 0], value[:, 0]
+    above, beyond = torch.zeros_like(rank), torch.full_like(value, torch.inf)
+    for distances in _distances(x):
+        more = distances > value
+        above += more.sum(1, keepdim=True)
+        smallest = torch.where(more, distances, torch.inf).amin(1, keepdim=True)
+        beyond = torch.minimum(beyond, smallest)
+    return value[:, 0], torch.where(pairs - above > high, value, beyond)[:, 0]
 
 
 def rbf_gram(x: Tensor, y: Tensor | None, bandwidth: Tensor) -> Tensor:

@@ -78,7 +78,19 @@ def _middle(squared: Tensor, finite: Tensor) -> Tensor:
 
 
 def apply_rule(median: Tensor, particles: int, rule: str) -> Tensor:
-    """Bandwidth h of k = exp(-r^2/h) from the median distance by one of ``RULES``."""
+    """Bandwidth h of k = exp(-r^2/h) from the median distance by one of ``RULES``.
+
+    At least ``least_bandwidth``: the square of a tiny distance leaves the range of the dtype.
+    """
+    return _unbounded(median, particles, rule).clamp(min=least_bandwidth(median.dtype))
+
+
+def least_bandwidth(dtype: torch.dtype) -> float:
+    """1.2e-36 in float32: 2/h and its product with a score of size 1 are then finite."""
+    return 100 * torch.finfo(dtype).tiny
+
+
+def _unbounded(median: Tensor, particles: int, rule: str) -> Tensor:
     if rule == "median":
         return median
     if rule == "median_squared":

@@ -137,13 +137,18 @@ void column_mass(const T* gram, Index ld, Index m, Index n, T c, T* mass) {
 }
 
 template <class T>
-bool is_wide(const Set<T>& s, const T* squared, Index ld, double h, double radii) {
+T farthest(const Set<T>& s, const T* squared, Index ld) {
   T most = tile_ops<T>().largest(1, s.n, squared, ld, nullptr);
   for (Index i = 0; i < s.m && !s.self(); ++i) {
     const T one = squared[i * ld];
     if (std::isfinite(one)) most = std::max(most, one);
   }
-  if (!(most > radii * radii * h)) return false;
+  return most;
+}
+
+template <class T>
+bool is_wide(const Set<T>& s, const T* squared, Index ld, double h, double radii) {
+  if (!(farthest(s, squared, ld) > radii * radii * h)) return false;
   for (Index i = 0; i < s.m; ++i)
     for (Index j = s.self() ? i + 1 : 0; j < s.n; ++j)
       if (squared[i * ld + j] < kNothing * h) return true;
@@ -217,6 +222,7 @@ void direct_sum(const Set<T>& s, const T* gram, Index ld, double h, const T* own
   template void squared_distances<T>(const Set<T>&, T*, Index);       \
   template void radial_gram<T>(const Set<T>&, T*, Index, double);     \
   template void column_mass<T>(const T*, Index, Index, Index, T, T*); \
+  template T farthest<T>(const Set<T>&, const T*, Index);             \
   template bool is_wide<T>(const Set<T>&, const T*, Index, double, double);                    \
   template void weighted_sum<T>(const Set<T>&, const T*, Index, double, const T*, double, T*); \
   template void direct_sum<T>(const Set<T>&, const T*, Index, double, const T*, double, T*);

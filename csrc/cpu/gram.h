@@ -42,6 +42,10 @@ void radial_gram(const Set<T>& s, T* gram, Index ld, double h);
 template <class T>
 void column_mass(const T* gram, Index ld, Index m, Index n, T c, T* mass);
 
+// The largest squared distance from the first particle, by squared_distances.
+template <class T>
+T farthest(const Set<T>& s, const T* squared, Index ld);
+
 // Whether a particle lies `radii` sqrt(h) and more from the first, by squared_distances, while some
 // two are near enough to have a kernel value.
 template <class T>

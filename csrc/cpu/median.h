@@ -15,7 +15,9 @@ T median_distance_of_set(const T* x, Index m, Index d);
 template <class T>
 T median_from_gram(const T* squared, Index ld, const T* x, Index m, Index d);
 
-// h from the median distance; rule is "liu_wang", "median" or "median_squared".
+// h from the median distance; rule is "liu_wang", "median" or "median_squared". At least a hundred
+// times the smallest normal T: the square of a tiny distance leaves the range of T.
+template <class T>
 double bandwidth_from_median(double median, Index m, const char* rule);
 
 }  // namespace stein

@@ -335,12 +335,18 @@ template double median_distance_of_set(const double*, Index, Index);
 template float median_from_gram(const float*, Index, const float*, Index, Index);
 template double median_from_gram(const double*, Index, const double*, Index, Index);
 
+template <class T>
 double bandwidth_from_median(double median, Index m, const char* rule) {
-  if (std::strcmp(rule, "median") == 0) return median;
-  const double squared = median * median;
-  if (std::strcmp(rule, "median_squared") == 0) return squared;
-  return squared / std::log(static_cast<double>(std::max<Index>(m, 1)) + 1.0);
+  double h = median;
+  if (std::strcmp(rule, "median") != 0) h *= median;
+  if (std::strcmp(rule, "liu_wang") == 0)
+    h /= std::log(static_cast<double>(std::max<Index>(m, 1)) + 1.0);
+  const double least = 100.0 * static_cast<double>(std::numeric_limits<T>::min());
+  return h < least ? least : h;  // NaN stays NaN
 }
+
+template double bandwidth_from_median<float>(double, Index, const char*);
+template double bandwidth_from_median<double>(double, Index, const char*);
 
 at::Tensor median_distance(const at::Tensor& x_in, c10::string_view /*backend*/) {
   const bool half = x_in.scalar_type() == at::kHalf || x_in.scalar_type() == at::kBFloat16;

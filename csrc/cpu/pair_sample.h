@@ -19,31 +19,18 @@ Bits<T> bits_of(T value) {
   return bits;
 }
 
-// 64 pseudo-random bits of place k (splitmix64).
-inline std::uint64_t hashed(Index k) {
-  std::uint64_t bits = (static_cast<std::uint64_t>(k) + 1) * 0x9e3779b97f4a7c15u;
-  bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9u;
-  bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebu;
-  return bits ^ (bits >> 31);
-}
-
 // Bits of the squared distances of n pseudo-random pairs, n a multiple of kTargets: by the tile's
 // own arithmetic, so that a distance that many pairs share has the same bits here as there.
 template <class T>
 std::vector<Bits<T>> sample_of_pairs(const T* x, Index m, Index d, Index n) {
   const auto& ops = tile_ops<T>();
-  const auto scaled = [](std::uint64_t random32, Index range) {
-    return static_cast<Index>((random32 * static_cast<std::uint64_t>(range)) >> 32);
-  };
   std::vector<Bits<T>> sample(n);
   parallel(n / kTargets, std::max<Index>(1, 4096 / d), [&](Index begin, Index end) {
     Buffer<T> origin(d), differences(d * kTargets), squares(kTargets);
     std::fill_n(origin.get(), d, T{0});
     for (Index block = begin; block < end; ++block) {
       for (Index lane = 0; lane < kTargets; ++lane) {
-        const std::uint64_t bits = hashed(block * kTargets + lane);
-        const Index i = scaled(bits >> 32, m);
-        const Index j = (i + 1 + scaled(bits & 0xffffffffu, m - 1)) % m;
+        const auto [i, j] = random_pair(block * kTargets + lane, m);
         for (Index f = 0; f < d; ++f)
           differences[f * kTargets + lane] = x[i * d + f] - x[j * d + f];
       }

@@ -10,6 +10,7 @@
 #include <new>
 
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include <ATen/Parallel.h>
@@ -172,22 +173,58 @@ bool is_scattered(const Set<T>& s, double h) {
   return tile_ops<T>().largest(s.m, s.d, s.x, s.d, centre) > kScattered * std::sqrt(h);
 }
 
-// The same of sums over features, which round at the distance of far-off particles; and whether
-// products of 1 / h leave the range of float32.
+// 64 pseudo-random bits of place k (splitmix64).
+inline std::uint64_t hashed(Index k) {
+  std::uint64_t bits = (static_cast<std::uint64_t>(k) + 1) * 0x9e3779b97f4a7c15u;
+  bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9u;
+  bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebu;
+  return bits ^ (bits >> 31);
+}
+
+// Two different particles of m, pseudo-randomly.
+inline std::pair<Index, Index> random_pair(Index k, Index m) {
+  const auto scaled = [](std::uint64_t random32, Index range) {
+    return static_cast<Index>((random32 * static_cast<std::uint64_t>(range)) >> 32);
+  };
+  const std::uint64_t bits = hashed(k);
+  const Index i = scaled(bits >> 32, m);
+  return {i, (i + 1 + scaled(bits & 0xffffffffu, m - 1)) % m};
+}
+
+// Whether an eighth of some pseudo-random pairs of m particles have a squared distance below limit.
+template <class Distance>
+bool has_near_pairs(Index m, double limit, const Distance& squared) {
+  if (m < 2) return false;
+  const Index count = std::clamp<Index>(m / 2, 8, 64);
+  Index near = 0;
+  for (Index k = 0; k < count; ++k) {
+    const auto [i, j] = random_pair(k, m);
+    near += squared(i, j) < limit;
+  }
+  return 8 * near >= count;
+}
+
+// The same of sums over features, which round at the distance of far-off particles, beside what is
+// near: pairs with a kernel value, or, where a rule's h knows of the modes, pairs within them. And
+// whether products of 1 / h leave the range of float32.
 template <class T>
 bool is_far_off(const Set<T>& s, double h) {
   if (h < 1e-12 || h > 1e12) return true;
   Buffer<T> centre(s.d);
   centre_of(s, centre.get());
-  const double limit = kFarOff * kFarOff * h;
-  bool far = false;
-  for (Index i = 0; i < s.m && !far; i += 4) {
+  double most = 0;
+  for (Index i = 0; i < s.m; i += 4) {
     double squared[16] = {};
     const Index rows = std::min<Index>(4, s.m - i);
     tile_ops<T>().row_distance(s.d, s.x + i * s.d, s.d, rows, centre, s.d, 1, squared);
-    for (Index r = 0; r < rows; ++r) far = far || squared[4 * r] > limit;
+    for (Index r = 0; r < rows; ++r) most = std::max(most, squared[4 * r]);
   }
-  return far;
+  const auto between = [&](Index i, Index j) {
+    double squared[16] = {};
+    tile_ops<T>().row_distance(s.d, s.x + i * s.d, s.d, 1, s.x + j * s.d, s.d, 1, squared);
+    return squared[0];
+  };
+  return most > kFarOff * kFarOff * h || has_near_pairs(s.m, most / (kModes * kModes), between);
 }
 
 // A copy in double, where the same forms lose nothing that float32 would show.

@@ -12,6 +12,7 @@ constexpr Index kDirect = 16;  // up to this d the field is summed by difference
 constexpr double kScattered = 5;  // the same at any d where a coordinate is this many sqrt(h) away
 constexpr double kNothing = 104;  // exp(-r2 / h) is 0 in float32 from this r2 / h on
 constexpr double kFarOff = 10;    // what has no such form is made in double from this distance on
+constexpr double kModes = 50;     // or this many typical distances within the modes of a set
 constexpr Index kSmallSet = 256;  // up to this M a set's Gram matrix (256 KB) stays in L2
 constexpr Index kLongRow = 4096;  // from this d on, rows are streamed instead of packed
 

@@ -100,7 +100,7 @@ template <class T>
 double direction_of_set(const Set<T>& s, const double* h_given, const char* rule, T* phi) {
   if (!keeps_gram(s)) {
     const double h = h_given ? *h_given
-                             : static_cast<double>(static_cast<T>(bandwidth_from_median(
+                             : static_cast<double>(static_cast<T>(bandwidth_from_median<T>(
                                    median_distance_of_set(s.x, s.m, s.d), s.m, rule)));
     direction_tiled(s, h, phi);
     return h;
@@ -109,11 +109,11 @@ double direction_of_set(const Set<T>& s, const double* h_given, const char* rule
   Buffer<T> gram(s.m * ld);
   double h = h_given ? *h_given : 0.0;
   if (!h_given && !s.self())
-    h = bandwidth_from_median(median_distance_of_set(s.x, s.m, s.d), s.m, rule);
+    h = bandwidth_from_median<T>(median_distance_of_set(s.x, s.m, s.d), s.m, rule);
   squared_distances(s, gram.get(), ld);
   if (!h_given) {
     if (s.self())
-      h = bandwidth_from_median(median_from_gram(gram.get(), ld, s.x, s.m, s.d), s.m, rule);
+      h = bandwidth_from_median<T>(median_from_gram(gram.get(), ld, s.x, s.m, s.d), s.m, rule);
     h = static_cast<double>(static_cast<T>(h));
   }
   const bool direct = is_wide(s, gram.get(), ld, h, kScattered);

@@ -34,7 +34,7 @@ class Stored {
     for (Index i = 0; i < ldm; ++i) weight[i] = s.w && i < s.m ? s.w[i] : T{1};
     Buffer<T> squared(s.m * ldn), products(s.m * ldn);
     squared_distances(s, squared.get(), ldn);
-    if (std::is_same_v<T, float> && is_wide(s, squared.get(), ldn, h, kFarOff)) return false;
+    if (std::is_same_v<T, float> && is_far_off(squared)) return false;
     if (s.d >= kLongRow)
       stream_products(products);
     else
@@ -71,6 +71,15 @@ class Stored {
   Buffer<T> centre, shift, weight;
 
   bool own() const { return s.self() && !s.leave_one_out; }
+
+  // As in pairs.h, by distances that are there.
+  bool is_far_off(const T* squared) const {
+    const auto between = [&](Index i, Index j) {
+      return s.self() ? squared[std::min(i, j) * ldn + std::max(i, j)] : squared[i * ldn + j % s.n];
+    };
+    return is_wide(s, squared, ldn, h, kFarOff) ||
+           has_near_pairs(s.m, farthest(s, squared, ldn) / (kModes * kModes), between);
+  }
 
   static void clear_padding(T* matrix, Index rows, Index lanes, Index ld) {
     for (Index r = 0; r < rows; ++r)

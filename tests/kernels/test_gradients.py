@@ -40,9 +40,13 @@ def caller(op, names, **fixed):
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("query", [False, True])
 @pytest.mark.parametrize("gap", [20.0, 200.0, 1e4])
+@pytest.mark.parametrize("knows", [False, True], ids=["h of a mode", "h of a rule"])
 @pytest.mark.parametrize("shape", [(100, 2), (60, 20), (400, 20), (20, 4500)], ids=str)
-def test_gradients_with_modes_far_apart(kernels, op, query, gap, shape):
-    """No term is as large as the distance: the bandwidth's gradient would have the wrong sign."""
+def test_gradients_with_modes_far_apart(kernels, op, query, gap, knows, shape):
+    """No term is as large as the distance: the bandwidth's gradient would have the wrong sign.
+
+    A rule's bandwidth is of the size of the gap, where modes have half of the particles each.
+    """
     p = gaussian_problem(*shape, queries=40)
     y = x = p.x.clone()
     x[::2] += gap
@@ -50,10 +54,11 @@ def test_gradients_with_modes_far_apart(kernels, op, query, gap, shape):
         y = x[:40] + 0.3
     v = torch.randn(len(y), shape[1])
     v = v if op == "svgd_direction" else v[:, 0]
+    bandwidth = reference.median_bandwidth(x).item() if knows else float(shape[1])
 
     def gradients(call, dtype):
         wanted = [value.to(dtype).requires_grad_() for value in (x, p.grad, p.weights)]
-        wanted += [torch.tensor(float(shape[1]), dtype=dtype, requires_grad=True)]
+        wanted += [torch.tensor(bandwidth, dtype=dtype, requires_grad=True)]
         wanted += [y.to(dtype).requires_grad_()] if query else []
         a, grad, weights, h, *at = wanted
         options = {"query": at[0]} if query else {}

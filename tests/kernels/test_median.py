@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stein_kernels import reference
+from stein_kernels import _composite, reference
 from stein_kernels.testing import gaussian_problem
 
 
@@ -118,3 +118,22 @@ def test_gamma_and_sigma_of_other_libraries(cloud):
     np.testing.assert_allclose(gram, pairwise.rbf_kernel(cloud, gamma=1 / h), rtol=1e-12)
     sigma = math.sqrt(h / 2)
     np.testing.assert_allclose(gram, np.exp(-(all_pairs(cloud) ** 2) / (2 * sigma**2)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [2**22, 50], ids=["held", "counted"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("m", [2, 3, 4, 12, 33])
+@pytest.mark.parametrize("values", ["all", "few", "one"])
+def test_torch_kernels_hold_the_pairs_or_count_their_bits(monkeypatch, chunk, dtype, m, values):
+    """Ties, sets of one value, and one with a coordinate that is not finite, in one batch."""
+    monkeypatch.setattr(_composite, "CHUNK", chunk)
+    x = gaussian_problem(4, m, 3, dtype=dtype, seed=m).x
+    x[1] *= 1e-9
+    x[2, 1:] = {"all": x[2, 1:], "few": x[2, 1:].round(), "one": x[2, :1]}[values]
+    x[3, 0, 0] = math.nan
+    assert _composite.median_distance(x[:0]).shape == (0,)
+    exact = reference.median_distance(x.double()).to(dtype)
+    tolerance = 1e-14 if dtype == torch.float64 else 2e-7
+    torch.testing.assert_close(
+        _composite.median_distance(x), exact, rtol=tolerance, atol=0, equal_nan=True
+    )

@@ -1,6 +1,6 @@
 """Peak memory in a fresh process: at most 64 MB and twice the inputs, where M x N would be 1.6 GB.
 
-The torch kernels are not measured: they promise a fixed chunk of pairs, not this budget.
+The torch kernels promise a fixed chunk of pairs, not this budget.
 """
 
 from __future__ import annotations
@@ -100,6 +100,15 @@ def test_backward(kernels, fresh_python, shape):
     """One more of the inputs' size: the gradient that comes in, and those that go out."""
     extra, inputs = extra_memory(fresh_python, shape, BACKWARD)
     assert extra <= 64 * 2**20 + 3 * inputs
+
+
+def test_median_by_torch_kernels(kernels, fresh_python):
+    """Chunks of 2**22 pairs and what counts them; pairs by features would be 16 GB."""
+    call = """from stein_kernels import testing
+    with testing.composite_kernels():
+        return sk.median_bandwidth(x)"""
+    extra, _ = extra_memory(fresh_python, (4000, 256), call, inputs="")
+    assert extra <= 400 * 2**20
 
 
 def test_the_measure_sees_what_is_allocated(kernels, fresh_python):

@@ -121,6 +121,18 @@ def test_units_of_length(kernels, scale):
     assert_relative_error(scaled.double() * scale, small, 1e-5)
 
 
+@pytest.mark.parametrize("kernels", ["compiled", "composite", "reference"], indirect=True)
+@pytest.mark.parametrize("rule", reference.RULES)
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1e-19])
+@pytest.mark.parametrize("most_coincide", [False, True])
+def test_a_spread_whose_square_leaves_float32(kernels, rule, scale, most_coincide):
+    x = torch.randn(10, 3) * scale
+    x[2 if most_coincide else 10 :] = 0
+    h = sk.median_bandwidth(x, rule=rule)
+    assert h > 0
+    assert sk.svgd_direction(x, torch.randn(10, 3), bandwidth=rule).isfinite().all()
+
+
 @pytest.mark.parametrize("d", [2, 9, 40, 300])
 def test_mean_far_above_the_spread(kernels, d):
     """Mean 1e5, spread 1: float32 holds the coordinates to 0.008, and the kernel loses no more."""
