@@ -276,9 +276,8 @@ def kernel_stein_discrepancy(
             leave_one_out=leave_one_out,
         )
     dtype = x.dtype
-    wide = accumulation_dtype(dtype)  # its two terms nearly cancel
-    x, score = x.to(wide), score.to(wide)
-    weights = None if weights is None else weights.to(wide)
+    x, score = _widened(x, score)  # its two terms nearly cancel
+    weights = None if weights is None else _widened(weights)[0]
     h = _bandwidth(x, bandwidth).reshape(x.shape[:-2])
     phi = _direction(op, x, score, weights, None, h, left_out)
     divergence = _divergence(op, x, score, weights, None, h, left_out)
@@ -288,6 +287,9 @@ def kernel_stein_discrepancy(
 
 def _direction(op, x, grad, weights, query, bandwidth, leave_one_out):
     """phi (..., N, d) by the registered op, of arguments that were checked."""
+    dtype = x.dtype
+    if leave_one_out and weights is not None:
+        x, grad, weights = _widened(x, grad, weights)
     rule, h = (bandwidth, None) if isinstance(bandwidth, str) else ("", fold_batch(bandwidth, 0))
     phi, _ = _run(
         *(op, torch.ops.stein_kernels.svgd_direction),
@@ -297,11 +299,14 @@ def _direction(op, x, grad, weights, query, bandwidth, leave_one_out):
     phi = phi.reshape(*x.shape[:-2], *phi.shape[1:])
     if leave_one_out and weights is not None:
         phi = phi * reference.renormaliser(weights)[..., None]
-    return phi
+    return phi if autocasting(x) else phi.to(dtype)
 
 
 def _divergence(op, x, grad, weights, query, bandwidth, leave_one_out):
     """The divergence (..., N) by the registered op, of arguments that were checked."""
+    dtype = x.dtype
+    if leave_one_out and weights is not None:
+        x, grad, weights = _widened(x, grad, weights)
     divergence = _run(
         *(op, torch.ops.stein_kernels.stein_divergence),
         *(fold_batch(x, 2), fold_batch(grad, 2), fold_batch(weights, 1), fold_batch(query, 2)),
@@ -310,7 +315,13 @@ def _divergence(op, x, grad, weights, query, bandwidth, leave_one_out):
     divergence = divergence.reshape(*x.shape[:-2], divergence.shape[1])
     if leave_one_out and weights is not None:
         divergence = divergence * reference.renormaliser(weights)
-    return divergence
+    return divergence if autocasting(x) else divergence.to(dtype)
+
+
+def _widened(*values: Tensor) -> tuple[Tensor, ...]:
+    """In the accumulation dtype: a sum of weights, W/(W - w_j) and what it multiplies may each
+    leave the range of float16, and their product does not."""
+    return tuple(value.to(accumulation_dtype(value.dtype)) for value in values)
 
 
 def _run(op: str, call: Callable[..., Any], *arguments: Any) -> Any:

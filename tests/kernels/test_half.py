@@ -51,6 +51,29 @@ def test_leave_one_out(kernels, dtype, names):
     assert_within_reference_error(actual, low, high)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [[1.0] + [2e-7] * 19, [6e4] + [6e3] * 19],
+    ids=["one has nearly all", "a sum beyond float16"],
+)
+@pytest.mark.parametrize("op", ["svgd_direction", "stein_divergence"])
+def test_weights_at_the_ends_of_the_range_renormalise(kernels, op, values):
+    """W/(W - w_j) is up to 3e5 here, W up to 174,000; float16 ends at 65504."""
+    p = gaussian_problem(20, 5, dtype=torch.float16)
+    weights = torch.tensor(values).half()
+    if op == "svgd_direction" and values[1] == 6e3:
+        p = p._replace(x=p.x * 30, grad=p.grad / 30)  # the result has to fit, too
+    options = {"weights": weights, "leave_one_out": True}
+    actual = getattr(sk, op)(p.x, p.grad, **options)
+    low, high = (
+        getattr(reference, op)(q.x, q.grad, **options | {"weights": weights.to(q.x.dtype)})
+        for q in (in_single(p), p.double())
+    )
+    assert actual.dtype == torch.float16
+    assert high.abs().max() < torch.finfo(torch.float16).max
+    assert_within_reference_error(actual, low, high)
+
+
 @HALF
 @pytest.mark.parametrize("rule", reference.RULES)
 def test_rules(kernels, dtype, rule):
