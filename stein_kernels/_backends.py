@@ -6,16 +6,16 @@ A backend that was asked for by name runs or raises: it never falls back.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 import sys
 import threading
 import warnings
 from collections.abc import Callable
-from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ SHARED_MEMORY = (
     160 * 1024
 )  # of the CUDA C++ kernels: sm_80, sm_90, sm_100 have it, sm_86 and sm_89 not
 NAMES = ("auto", "cpu", "cuda", "triton", "reference")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Availability(NamedTuple):
@@ -123,7 +124,7 @@ def active_backend() -> str:
     return _requested.get()
 
 
-class use_backend(ContextDecorator):
+class use_backend:
     """Run the ops of the block, or of the decorated function, on one backend.
 
     ``"auto"`` takes the fastest that is there for the tensors' device; ``"cpu"`` (C++), ``"cuda"``
@@ -166,7 +167,7 @@ class use_backend(ContextDecorator):
                 stacklevel=2,
             )
 
-    def __call__(self, func: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self, func: _Function) -> _Function:
         self._idle = False
         if any(
             later(func)
@@ -180,11 +181,14 @@ class use_backend(ContextDecorator):
                 f"use_backend: {func.__qualname__} would run after the decorator has ended; "
                 "use `with use_backend(...)` inside it"
             )
-        return super().__call__(func)
+        name = self.name  # not the object: dynamo enters a block only where it saw it made
 
-    def _recreate_cm(self) -> use_backend:
-        """A block of its own for every call of a decorated function, as threads may overlap."""
-        return self if torch.compiler.is_dynamo_compiling() else type(self)(self.name)
+        @functools.wraps(func)
+        def call(*arguments: Any, **options: Any) -> Any:
+            with use_backend(name):
+                return func(*arguments, **options)
+
+        return call  # type: ignore[return-value]
 
     def __enter__(self) -> use_backend:
         self._idle = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import threading
 import timeit
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from typing_extensions import assert_type  # torch brings it
 
 from stein_kernels import _backends, _extension, info, svgd_direction, use_backend
 
@@ -171,6 +173,28 @@ def test_request_is_seen_by_compiled_code():
     assert sign(zero) == 1
     assert enters(zero) == -1
     assert _backends.active_backend() == "auto"
+
+
+def test_a_decorated_function_compiles_and_may_be_called_by_compiled_code():
+    @use_backend("reference")
+    def sign(x: torch.Tensor) -> torch.Tensor:
+        by_reference = _backends.active_backend() == "reference"
+        return svgd_direction(x, -x) * 0 + (1 if by_reference else -1)
+
+    for function in (sign, lambda x: sign(x)):
+        assert (torch.compile(function, fullgraph=True, backend="eager")(X) == 1).all()
+    assert _backends.active_backend() == _backends._traced.name == "auto"
+
+
+def test_a_decorated_function_keeps_its_signature():
+    """For a type checker too: assert_type does nothing here, and fails where pyright reads it."""
+
+    @use_backend("reference")
+    def first(x: torch.Tensor, places: int = 3) -> str:
+        return str(round(float(x[0, 0]), places))
+
+    assert_type(first(X), str)
+    assert list(inspect.signature(first).parameters) == ["x", "places"]
 
 
 # --- what runs -----------------------------------------------------------------------------------
