@@ -36,7 +36,7 @@ def check_tensor(op: str, name: str, value: Any, like: Tensor | None = None) -> 
         raise TypeError(
             f"{op}: {name} must have one of the dtypes {_names(DTYPES)}, got {value.dtype}"
         )
-    if like is not None and value.dtype != like.dtype and not autocasting(value):
+    if like is not None and value.dtype != like.dtype:
         raise TypeError(f"{op}: {name} must have the dtype of x, {like.dtype}, got {value.dtype}")
     if like is not None and value.device != like.device:
         raise ValueError(
@@ -45,10 +45,15 @@ def check_tensor(op: str, name: str, value: Any, like: Tensor | None = None) -> 
     return value
 
 
-def autocasting(value: Tensor) -> bool:
-    """Autocast gives every argument one dtype before the op sees it."""
+def autocasted(value: Any) -> Any:
+    """Under autocast, a half type in float32: distances need it; any other argument as it is.
+
+    Before all checks and before a backend is chosen, so that they find what the op will run on.
+    """
+    if not isinstance(value, Tensor) or value.dtype not in (torch.bfloat16, torch.float16):
+        return value
     device = value.device.type
-    return device != "meta" and torch.is_autocast_enabled(device)
+    return value.float() if device != "meta" and torch.is_autocast_enabled(device) else value
 
 
 def check_particles(op: str, name: str, value: Any, like: Tensor | None = None) -> Tensor:
@@ -112,7 +117,7 @@ def check_bandwidth(op: str, value: Any, x: Tensor) -> str | Tensor:
     if isinstance(value, Tensor):
         if value.is_nested:
             raise TypeError(f"{op}: bandwidth must be a dense (strided) tensor, got a nested one")
-        if value.dtype not in (x.dtype, dtype) and not autocasting(value):
+        if value.dtype not in (x.dtype, dtype):
             raise TypeError(
                 f"{op}: bandwidth must have the dtype of x, {x.dtype}, got {value.dtype}"
             )

@@ -3,7 +3,9 @@
 One convention everywhere: k(x, y) = exp(-|x - y|^2 / h).
 
 Dtypes: float32, float64, bfloat16, float16. The half types accumulate in float32 and the result
-comes back in the half type, a bandwidth excepted. Under autocast every op runs in float32.
+comes back in the half type, a bandwidth excepted. Tensors of a call have one dtype. Under autocast
+half types become float32 first, on every backend and in DTensors, so they may be mixed with float32
+and results are float32; float64 stays as it is, and is not mixed.
 
 Autograd: first derivatives by fused kernels; second ones, forward mode and the derivatives of
 ``torch.func`` inside ``use_backend("reference")``. A bandwidth that a rule made is a constant for
@@ -27,7 +29,7 @@ from torch import Tensor
 from stein_kernels import _backends, _ops, reference
 from stein_kernels._checks import (
     accumulation_dtype,
-    autocasting,
+    autocasted,
     check_bandwidth,
     check_flag,
     check_particles,
@@ -44,10 +46,15 @@ _Function = TypeVar("_Function", bound=Callable[..., Tensor])
 
 
 def _on_shards(function: _Function) -> _Function:
-    """Takes DTensors too, told by their mesh: to import their class takes half a second."""
+    """Takes DTensors too, told by their mesh: to import their class takes half a second.
+
+    Autocast comes before, so that it is the same for whole tensors and parts.
+    """
 
     @functools.wraps(function)
-    def call(*arguments: Any, **options: Any) -> Tensor:
+    def call(*given: Any, **named: Any) -> Tensor:
+        arguments = tuple(autocasted(value) for value in given)
+        options = {name: autocasted(value) for name, value in named.items()}
         for value in (*arguments, *options.values()):
             if isinstance(value, Tensor) and hasattr(value, "device_mesh"):
                 from stein_kernels import _sharding
@@ -282,7 +289,7 @@ def kernel_stein_discrepancy(
     phi = _direction(op, x, score, weights, None, h, left_out)
     divergence = _divergence(op, x, score, weights, None, h, left_out)
     discrepancy = reference.average((phi * score).sum(-1) + divergence, weights)
-    return discrepancy if autocasting(x) else discrepancy.to(dtype)
+    return discrepancy.to(dtype)
 
 
 def _direction(op, x, grad, weights, query, bandwidth, leave_one_out):
@@ -299,7 +306,7 @@ def _direction(op, x, grad, weights, query, bandwidth, leave_one_out):
     phi = phi.reshape(*x.shape[:-2], *phi.shape[1:])
     if leave_one_out and weights is not None:
         phi = phi * reference.renormaliser(weights)[..., None]
-    return phi if autocasting(x) else phi.to(dtype)
+    return phi.to(dtype)
 
 
 def _divergence(op, x, grad, weights, query, bandwidth, leave_one_out):
@@ -315,7 +322,7 @@ def _divergence(op, x, grad, weights, query, bandwidth, leave_one_out):
     divergence = divergence.reshape(*x.shape[:-2], divergence.shape[1])
     if leave_one_out and weights is not None:
         divergence = divergence * reference.renormaliser(weights)
-    return divergence if autocasting(x) else divergence.to(dtype)
+    return divergence.to(dtype)
 
 
 def _widened(*values: Tensor) -> tuple[Tensor, ...]:

@@ -171,6 +171,18 @@ def adam(bandwidth: str, leave_one_out: bool) -> tuple[float, list[tuple[str, in
     return testing.relative_error(found.full_tensor(), whole), moved.calls, tuple(first.shape)
 
 
+def autocast(name: str) -> tuple[str, float]:
+    """Under autocast, on mixed half types: the dtype, and the error against the widened whole."""
+    function = getattr(stein_kernels, name)
+    problem = testing.gaussian_problem(6, 5)
+    given = [problem.x.bfloat16(), problem.grad.half()][: 1 + (name in TAKES_SCORES)]
+    parts = [distribute(value, 2, mesh_of(("features",)), ("features",)) for value in given]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = function(*parts)
+    expected = function(*(value.float() for value in given))
+    return str(actual.dtype), testing.relative_error(actual.full_tensor(), expected)
+
+
 def refusals() -> list[str]:
     """The messages of calls that may not work, each the same on every rank and without traffic."""
     mesh = mesh_of(("features",))

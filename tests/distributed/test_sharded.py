@@ -165,6 +165,15 @@ def test_half_types_sum_in_float32(ranks):
         assert outcome.value.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+@pytest.mark.parametrize("function", [*on_ranks.TAKES_SCORES, "rbf_gram", "median_bandwidth"])
+def test_autocast_is_that_of_one_process(ranks, function):
+    """float32 of mixed half types; 1e-5 is ten times what a discrepancy of float32 cancels."""
+    for dtype, error in ranks(on_ranks.autocast, function):
+        assert dtype == "torch.float32"
+        assert error <= 1e-5
+
+
 def test_one_bandwidth_to_the_bit(ranks):
     case = Case("median_bandwidth", (3, 30, 50), dtype=torch.float32)
     first, *others = ranks(on_ranks.compare, case)

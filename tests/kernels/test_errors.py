@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -163,6 +164,26 @@ def test_refused(function, bad):
 def test_refused_by_the_reference_backend_too(function, bad):
     with sk.use_backend("reference"), pytest.raises(bad.error, match=bad.message):
         getattr(sk, function)(**good(function) | bad.given)
+
+
+@pytest.mark.parametrize(
+    ("function", "bad"),
+    [
+        (name, Bad((name,), given, TypeError, "must have the dtype of x, .*float32, got"))
+        for name in WITH_BANDWIDTH
+        for given in (
+            {"x": X.bfloat16(), "bandwidth": torch.ones(2).double()},
+            {"bandwidth": torch.ones(2).long()},
+            {"bandwidth": torch.ones(2, dtype=torch.complex64)},
+            {"query" if name in PAIRS else "y" if name == "rbf_gram" else "score": X.double()},
+        )
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_refused_under_autocast(function, bad, backend):
+    with sk.use_backend(backend), torch.autocast("cpu"), pytest.raises(bad.error) as caught:
+        getattr(sk, function)(**good(function) | bad.given)
+    assert re.match(f"{function}: .*{bad.message}", str(caught.value))
 
 
 def _can_be_faked(bad):

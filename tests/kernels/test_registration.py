@@ -174,6 +174,27 @@ def test_autocast_runs_in_float32(kernels):
     assert {result.dtype for result in results} == {torch.float32}
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_autocast_is_the_same_on_every_backend(kernels, backend):
+    p = gaussian_problem(9, 4)
+    x, grad, weights = p.x.bfloat16(), p.grad.half(), p.weights.bfloat16()
+    calls = {
+        "svgd_direction": ((x, grad), {"weights": weights, "leave_one_out": True}),
+        "stein_divergence": ((x, grad), {"weights": weights, "bandwidth": p.bandwidth.half()}),
+        "kernel_stein_discrepancy": ((x, grad), {"weights": p.weights}),
+        "rbf_gram": ((x, p.query), {}),
+        "median_bandwidth": ((x,), {}),
+    }
+    with sk.use_backend(backend):
+        for name, (arguments, options) in calls.items():
+            wide = {k: v.float() if torch.is_tensor(v) else v for k, v in options.items()}
+            expected = getattr(sk, name)(*(value.float() for value in arguments), **wide)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                found = getattr(sk, name)(*arguments, **options)
+            assert found.dtype == torch.float32
+            assert torch.equal(found, expected)
+
+
 TRANSFORMS = {
     "grad": torch.func.grad,
     "jacrev": torch.func.jacrev,
