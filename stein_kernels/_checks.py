@@ -30,7 +30,8 @@ def check_tensor(op: str, name: str, value: Any, like: Tensor | None = None) -> 
             f"{op}: {name} must be a dense (strided) tensor, got a nested one; call once for each "
             "of its sets, or pad them with particles of weight 0 and pass the bandwidth"
         )
-    if value.layout is not torch.strided:
+    # dynamo refuses sparse tensors itself, and this question in the backward of a Function
+    if not torch.compiler.is_dynamo_compiling() and value.layout is not torch.strided:
         raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got {value.layout}")
     if value.dtype not in DTYPES:
         raise TypeError(

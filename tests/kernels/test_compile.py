@@ -124,6 +124,32 @@ def test_backward():
         assert_relative_error(got, wanted, 1e-5)
 
 
+# dynamo makes an object of the class, which torch deprecates itself
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+@pytest.mark.parametrize("op", ["svgd_direction", "stein_divergence", "rbf_gram"])
+def test_inside_the_backward_of_a_function(op):
+    p = gaussian_problem(2, 9, 4)
+
+    class Scaled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.sum()
+
+        @staticmethod
+        def backward(ctx, v):  # type: ignore[override]
+            (x,) = ctx.saved_tensors
+            others = () if op == "rbf_gram" else (p.grad,)
+            return x * (v * getattr(sk, op)(x, *others, bandwidth=p.bandwidth)).sum()
+
+    def gradient(call):
+        x = p.x.clone().requires_grad_()
+        return torch.autograd.grad(call(x), x)[0]
+
+    compiled = torch.compile(lambda x: Scaled.apply(x), fullgraph=True, backend="aot_eager")
+    assert_relative_error(gradient(compiled), gradient(Scaled.apply), 1e-6)
+
+
 def test_export_keeps_one_node():
     class Step(torch.nn.Module):
         def forward(self, x, grad):
