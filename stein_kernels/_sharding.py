@@ -38,9 +38,10 @@ def run(function: Callable[..., Tensor], arguments: tuple[Any, ...], options: An
     """Call a public function of which an argument is a DTensor."""
     op = function.__name__
     tensors = _TENSORS[op]
-    options = {**dict(zip(tensors, arguments, strict=False)), **options}
     with _backends.use_backend("auto"):  # on shapes alone: checks all, and says what comes out
-        outcome = function(**{name: _shape_of(value) for name, value in options.items()})
+        shapes = {name: _shape_of(value) for name, value in options.items()}
+        outcome = function(*map(_shape_of, arguments), **shapes)  # as given: so is the signature
+    options = {**dict(zip(tensors, arguments, strict=False)), **options}
     layout = Layout.of(op, options["x"])
     local = {
         name: layout.local(op, name, value, tensors[name]) if isinstance(value, Tensor) else value

@@ -208,6 +208,10 @@ def refusals() -> list[str]:
         lambda: direction(features, features.double()),
         lambda: direction(features, features, bandwidth=-1.0),
         lambda: stein_kernels.median_bandwidth(features, rule="mean"),
+        lambda: direction(features, features, weights),  # type: ignore[misc]
+        lambda: direction(features, x=features, grad=features),  # type: ignore[misc]
+        lambda: direction(features),  # type: ignore[misc]
+        lambda: direction(features, features, sigma=1.0),  # type: ignore[misc]
     ]
     messages = []
     with Traffic() as traffic:

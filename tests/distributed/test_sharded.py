@@ -210,6 +210,10 @@ REFUSALS = [
     r"TypeError: svgd_direction: grad must have the dtype of x, torch.float32, got torch.float64",
     r"ValueError: svgd_direction: bandwidth must be positive and finite, got -1.0",
     r"ValueError: median_bandwidth: rule must be one of .* got 'mean'",
+    r"TypeError: svgd_direction\(\) takes 2 positional arguments but 3 were given",
+    r"TypeError: svgd_direction\(\) got multiple values for argument 'x'",
+    r"TypeError: svgd_direction\(\) missing 1 required positional argument: 'grad'",
+    r"TypeError: svgd_direction\(\) got an unexpected keyword argument 'sigma'",
 ]
 
 
