@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any, overload
 
@@ -25,14 +26,11 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def check_tensor(op: str, name: str, value: Any, like: Tensor | None = None) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} must be a torch.Tensor, got {type(value).__name__}")
-    if value.is_nested:
-        raise TypeError(
-            f"{op}: {name} must be a dense (strided) tensor, got a nested one; call once for each "
-            "of its sets, or pad them with particles of weight 0 and pass the bandwidth"
-        )
-    # dynamo refuses sparse tensors itself, and this question in the backward of a Function
-    if not torch.compiler.is_dynamo_compiling() and value.layout is not torch.strided:
-        raise TypeError(f"{op}: {name} must be a dense (strided) tensor, got {value.layout}")
+    _check_dense(
+        *(op, name, value),
+        "; call once for each of its sets, or pad them with particles of weight 0 and pass the "
+        "bandwidth",
+    )
     if value.dtype not in DTYPES:
         raise TypeError(
             f"{op}: {name} must have one of the dtypes {_names(DTYPES)}, got {value.dtype}"
@@ -44,6 +42,15 @@ def check_tensor(op: str, name: str, value: Any, like: Tensor | None = None) -> 
             f"{op}: {name} must be on the device of x, {like.device}, got {value.device}"
         )
     return value
+
+
+def _check_dense(op: str, name: str, value: Tensor, way_out: str = "") -> None:
+    must = f"{op}: {name} must be a dense (strided) tensor, got"
+    if value.is_nested:
+        raise TypeError(f"{must} a nested one{way_out}")
+    # dynamo refuses sparse tensors itself, and this question in the backward of a Function
+    if not torch.compiler.is_dynamo_compiling() and value.layout is not torch.strided:
+        raise TypeError(f"{must} {value.layout}")
 
 
 def autocasted(value: Any) -> Any:
@@ -104,20 +111,26 @@ def _expands(batch: torch.Size, x: Tensor) -> bool:
 
 
 def check_rule(op: str, value: Any) -> str:
-    if value not in RULES:
-        rules = ", ".join(repr(rule) for rule in RULES)
-        raise ValueError(f"{op}: rule must be one of {rules}, got {value!r}")
+    if not _is_rule(value):
+        raise ValueError(f"{op}: rule must be one of {_rules()}, got {value!r}")
     return value
+
+
+def _is_rule(value: Any) -> bool:
+    return isinstance(value, str) and value in RULES  # an array is equal to each in its own way
+
+
+def _rules() -> str:
+    return ", ".join(repr(rule) for rule in RULES)
 
 
 def check_bandwidth(op: str, value: Any, x: Tensor) -> str | Tensor:
     """A rule's name, or a tensor of the batch shape of x in its accumulation dtype."""
     if isinstance(value, str):
-        return check_rule(op, value)
+        return check_bandwidth_rule(op, value)
     dtype = accumulation_dtype(x.dtype)
     if isinstance(value, Tensor):
-        if value.is_nested:
-            raise TypeError(f"{op}: bandwidth must be a dense (strided) tensor, got a nested one")
+        _check_dense(op, "bandwidth", value)
         if value.dtype not in (x.dtype, dtype):
             raise TypeError(
                 f"{op}: bandwidth must have the dtype of x, {x.dtype}, got {value.dtype}"
@@ -135,14 +148,21 @@ def check_bandwidth(op: str, value: Any, x: Tensor) -> str | Tensor:
             value = value.reshape(())
         return value.to(dtype).expand(x.shape[:-2])
     if not is_number(value):
-        rules = ", ".join(repr(rule) for rule in RULES)
         raise TypeError(
-            f"{op}: bandwidth must be a positive number, a tensor or one of {rules}, "
+            f"{op}: bandwidth must be a positive number, a tensor or one of {_rules()}, "
             f"got {type(value).__name__}"
         )
     return torch.full(
         x.shape[:-2], check_positive(op, "bandwidth", value, dtype), dtype=dtype, device=x.device
     )
+
+
+def check_bandwidth_rule(op: str, value: str) -> str:
+    if not _is_rule(value):
+        raise ValueError(
+            f"{op}: bandwidth must be a positive number or one of {_rules()}, got {value!r}"
+        )
+    return value
 
 
 def is_number(value: Any) -> bool:
@@ -152,16 +172,27 @@ def is_number(value: Any) -> bool:
 
 def check_positive(op: str, name: str, value: Any, dtype: torch.dtype) -> float:
     """A number that is positive and finite in this dtype too."""
-    range_of = torch.finfo(dtype)
-    if not range_of.tiny <= value <= range_of.max:
+    number, range_of = as_float(value), torch.finfo(dtype)  # a scalar of numpy has a range, too
+    if not range_of.tiny <= number <= range_of.max:
         raise ValueError(
-            f"{op}: {name} must be positive and finite, got {value}; {_names((dtype,))} has "
+            f"{op}: {name} must be positive and finite, got {number}; {_names((dtype,))} has "
             f"{range_of.tiny:.3g} to {range_of.max:.3g}"
         )
-    return float(value)
+    return number
+
+
+def as_float(value: Any) -> float:
+    """A number as a float; infinite where it is a larger integer, whose digits may be endless."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def check_flag(op: str, name: str, value: Any) -> bool:
+    """Of Python or numpy, which may not be there to ask for its class."""
+    if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
+        return bool(value)
     if not isinstance(value, bool):
         raise TypeError(f"{op}: {name} must be True or False, got {type(value).__name__}")
     return value

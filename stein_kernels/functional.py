@@ -111,6 +111,7 @@ def svgd_direction(
         ...     x = x + 0.3 * svgd_direction(x, -x)  # samples of N(0, I)
     """
     op = "svgd_direction"
+    leave_one_out = check_flag(op, "leave_one_out", leave_one_out)
     x, grad, weights, query = _pairs(op, x, grad, weights, query, leave_one_out)
     bandwidth = check_bandwidth(op, bandwidth, x)
     if _use_reference(op, x, grad, weights, query, bandwidth):
@@ -221,6 +222,7 @@ def stein_divergence(
     Source: Pu et al. 2017, theorem 1 (the trace of the Stein operator).
     """
     op = "stein_divergence"
+    leave_one_out = check_flag(op, "leave_one_out", leave_one_out)
     x, grad, weights, query = _pairs(op, x, grad, weights, query, leave_one_out)
     bandwidth = check_bandwidth(op, bandwidth, x)
     if _use_reference(op, x, grad, weights, query, bandwidth):
@@ -267,7 +269,7 @@ def kernel_stein_discrepancy(
     Source: Liu, Lee & Jordan 2016, eqs. 14 and 15; Chwialkowski et al. 2016.
     """
     op = "kernel_stein_discrepancy"
-    if statistic not in ("u", "v"):
+    if not isinstance(statistic, str) or statistic not in ("u", "v"):
         raise ValueError(f"{op}: statistic must be 'u' or 'v', got {statistic!r}")
     x = check_particles(op, "x", x)
     score = check_scores(op, "score", score, x)
@@ -355,7 +357,7 @@ def _pairs(op, x, grad, weights, query, leave_one_out):
     grad = check_scores(op, "grad", grad, x)
     weights = None if weights is None else check_weights(op, weights, x)
     query = None if query is None else check_query(op, "query", query, x)
-    if check_flag(op, "leave_one_out", leave_one_out) and query is not None:
+    if leave_one_out and query is not None:
         raise ValueError(
             f"{op}: leave_one_out leaves out pair (i, i), so the targets must be the particles; "
             "got a query"

@@ -20,9 +20,9 @@ from torch.optim import Optimizer
 from stein_kernels import _backends, _ops, _optim_ops
 from stein_kernels._checks import (
     accumulation_dtype,
+    check_bandwidth_rule,
     check_flag,
     check_positive,
-    check_rule,
     check_scores,
     check_tensor,
     is_number,
@@ -254,7 +254,7 @@ def _check_options(group: dict[str, Any]) -> None:
         _check_number("betas", beta, 1.0)
     bandwidth = group["bandwidth"]
     if isinstance(bandwidth, str):
-        check_rule(_OP, bandwidth)
+        check_bandwidth_rule(_OP, bandwidth)
     else:
         _check_number("bandwidth", bandwidth, math.inf)
     for name in ("leave_one_out", "maximize"):

@@ -94,13 +94,26 @@ TABLE = [
     # statistic
     Bad(("kernel_stein_discrepancy",), {"statistic": "w"}, ValueError, "statistic must be .*'w'"),
     Bad(("kernel_stein_discrepancy",), {"statistic": None}, ValueError, "statistic must be .*None"),
+    Bad(
+        ("kernel_stein_discrepancy",),
+        {"statistic": np.array(["u", "v"])},
+        ValueError,
+        "statistic must be .*array",
+    ),
     Bad(("kernel_stein_discrepancy",), {"leave_one_out": 0}, TypeError, "leave_one_out must be"),
     # rules and bandwidths
     Bad(("median_bandwidth",), {"rule": "scott"}, ValueError, "rule must be .*'liu_wang'.*'scott'"),
     Bad(("median_bandwidth",), {"rule": 2}, ValueError, "rule must be one of .* got 2"),
     Bad(("median_bandwidth",), {"rule": None}, ValueError, "rule must be one of .* got None"),
     Bad(("median_bandwidth",), {"rule": ["median"]}, ValueError, "rule must be one of"),
-    Bad(WITH_BANDWIDTH, {"bandwidth": "scott"}, ValueError, "'median'.*got 'scott'"),
+    Bad(("median_bandwidth",), {"rule": np.array(["u", "v"])}, ValueError, "rule must be one of"),
+    Bad(
+        WITH_BANDWIDTH,
+        {"bandwidth": "scott"},
+        ValueError,
+        "bandwidth must be a positive number or one of .*'median'.*got 'scott'",
+    ),
+    Bad(WITH_BANDWIDTH, {"bandwidth": torch.ones(2).to_sparse()}, TypeError, "bandwidth .*sparse"),
     Bad(WITH_BANDWIDTH, {"bandwidth": 0}, ValueError, "bandwidth must be positive .*, got 0"),
     Bad(WITH_BANDWIDTH, {"bandwidth": -1.0}, ValueError, "bandwidth must be positive .*, got -1"),
     Bad(WITH_BANDWIDTH, {"bandwidth": math.inf}, ValueError, "bandwidth must be .* got inf"),
@@ -121,8 +134,10 @@ TABLE = [
         WITH_BANDWIDTH,
         {"bandwidth": 10**400},
         ValueError,
-        "bandwidth must be .* got 1000*; float32 has",
+        "bandwidth must be .* got inf; float32 has",
     ),
+    Bad(WITH_BANDWIDTH, {"bandwidth": 10**5000}, ValueError, "bandwidth must be .* got inf"),
+    Bad(WITH_BANDWIDTH, {"bandwidth": -(10**5000)}, ValueError, "bandwidth must be .* got -inf"),
     Bad(WITH_BANDWIDTH, {"bandwidth": np.float32(0)}, ValueError, "bandwidth must be .* got 0"),
     Bad(WITH_BANDWIDTH, {"bandwidth": np.ones(2)}, TypeError, "bandwidth must be .* got ndarray"),
     Bad(WITH_BANDWIDTH, {"bandwidth": np.True_}, TypeError, "bandwidth must be .* got bool"),
@@ -232,6 +247,7 @@ def test_nested_tensors_are_refused(function, layout):
     "one",
     [
         2,
+        np.float16(2),
         np.float32(2),
         np.float64(2),
         np.int64(2),
@@ -253,6 +269,17 @@ def test_a_bandwidth_that_is_one_number(function, batch, one):
     if isinstance(one, torch.nn.Parameter):
         (gradient,) = torch.autograd.grad(found.sum(), one)
         assert gradient.shape == one.shape
+
+
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("function", [*PAIRS, "kernel_stein_discrepancy"])
+def test_a_flag_of_numpy(function, flag):
+    weights = torch.ones(5) / 5
+    for options in ({}, {"weights": weights}):
+        options = {**good(function), **options, "bandwidth": 2.0}
+        expected = getattr(sk, function)(**options, leave_one_out=flag)
+        found = getattr(sk, function)(**options, leave_one_out=np.bool_(flag))
+        assert torch.equal(found, expected)
 
 
 def test_the_range_of_a_bandwidth_is_that_of_what_accumulates():

@@ -231,7 +231,7 @@ BAD = [
     ([X], {"betas": 0.9}, TypeError, "betas must be two numbers"),
     ([X], {"eps": -1e-8}, ValueError, "eps must be"),
     ([X], {"weight_decay": -0.1}, ValueError, "weight_decay must be"),
-    ([X], {"bandwidth": "mean"}, ValueError, "rule must be one of"),
+    ([X], {"bandwidth": "mean"}, ValueError, "bandwidth must be .* one of .* got 'mean'"),
     ([X], {"bandwidth": 0.0}, ValueError, "bandwidth must be positive"),
     ([X], {"bandwidth": 1e50}, ValueError, "bandwidth must be .* float32 has"),
     ([X.half()], {"bandwidth": 1e-50}, ValueError, "bandwidth must be .* 1e-50; float32 has"),
