@@ -206,10 +206,5 @@ def fold_batch(value: Tensor | None, kept: int) -> Tensor | None:
     """Fold the leading dimensions into one, keeping the last ``kept``."""
     if value is None or value.dim() == kept + 1:
         return value
-    return (
-        value.reshape(-1, *value.shape[value.dim() - kept :])
-        if value.numel()
-        else value.reshape(
-            value.shape[: value.dim() - kept].numel(), *value.shape[value.dim() - kept :]
-        )
-    )
+    batch, rest = value.shape[: value.dim() - kept], value.shape[value.dim() - kept :]
+    return value.reshape(math.prod(batch), *rest)  # -1 has no answer for an empty tensor

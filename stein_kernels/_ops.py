@@ -195,24 +195,28 @@ def _vmap_rule(name: str):
     op = getattr(torch.ops.stein_kernels, name)
 
     def rule(info, in_dims, *args):
-        def fold(value, axis):
+        def in_front(value, axis):
             if not isinstance(value, Tensor):
                 return value
-            moved = (
+            return (
                 value.expand(info.batch_size, *value.shape)
                 if axis is None
                 else value.movedim(axis, 0)
             )
-            return moved.flatten(0, 1)
 
-        outputs = op(*(fold(value, axis) for value, axis in zip(args, in_dims, strict=True)))
-        single = isinstance(outputs, Tensor)
-        unfolded = [
-            value.unflatten(0, (info.batch_size, -1)) if value.numel() or value.dim() > 1 else value
-            for value in ((outputs,) if single else outputs)
-        ]
-        axes = [0 if value.dim() > 1 else None for value in unfolded]
-        return (unfolded[0], axes[0]) if single else (tuple(unfolded), tuple(axes))
+        moved = [in_front(value, axis) for value, axis in zip(args, in_dims, strict=True)]
+        inner = moved[0].shape[1]  # not told by the results where the new axis is empty
+
+        def unfold(value):
+            """With the new axis, or as it is: empty in place of a gradient that nobody takes."""
+            folded = value.shape[0] == info.batch_size * inner
+            return (value.unflatten(0, (info.batch_size, inner)), 0) if folded else (value, None)
+
+        outputs = op(*(v.flatten(0, 1) if isinstance(v, Tensor) else v for v in moved))
+        if isinstance(outputs, Tensor):
+            return unfold(outputs)
+        unfolded, axes = zip(*map(unfold, outputs), strict=True)
+        return unfolded, axes
 
     return rule
 

@@ -123,6 +123,26 @@ def test_vmap_over_options_and_out_dims(kernels):
     assert_relative_error(actual, torch.stack(expected, 1), 1e-6)
 
 
+@pytest.mark.parametrize("sizes", [(0, 7, 3), (0, 2, 7, 3), (2, 0, 7, 3), (0, 0, 7, 3)], ids=str)
+def test_vmap_over_nothing(kernels, sizes):
+    p = gaussian_problem(*sizes)
+    x, h = p.x.requires_grad_(), p.bandwidth.requires_grad_()
+    calls = {
+        "phi": lambda x, g, h: sk.svgd_direction(x, g, bandwidth=h),
+        "by a rule": sk.svgd_direction,
+        "divergence": lambda x, g, h: sk.stein_divergence(x, g, bandwidth=h),
+        "gram": lambda x, g, h: sk.rbf_gram(x, bandwidth=h),
+        "h": lambda x, g: sk.median_bandwidth(x),
+    }
+    for name, call in calls.items():
+        arguments = (x, p.grad, h)[: 2 if name in ("by a rule", "h") else 3]
+        found, expected = torch.vmap(call)(*arguments), call(*arguments)
+        assert found.shape == expected.shape
+        if name != "h":
+            gradients = torch.autograd.grad(found.sum(), arguments[0:3:2])
+            assert [g.shape for g in gradients] == [v.shape for v in arguments[0:3:2]]
+
+
 def test_vmap_nested_over_a_batch(kernels):
     p = gaussian_problem(2, 3, 4, 7, 5)
     expected = sk.svgd_direction(p.x, p.grad, query=p.query)
