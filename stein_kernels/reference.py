@@ -95,11 +95,19 @@ def _unbounded(median: Tensor, particles: int, rule: str) -> Tensor:
         return median
     if rule == "median_squared":
         return median.square()
-    count = max(particles, 1) + 1
-    if torch.compiler.is_compiling():  # math.log would make a traced number of particles a constant
-        logarithm = torch.full((), count, dtype=torch.float64, device=median.device).log()
-        return median.square() / logarithm
-    return median.square() * (1.0 / math.log(count))
+    if torch.compiler.is_compiling() or type(particles) is not int:
+        # math.log would make a traced number of particles a constant
+        return median.square() / _log(particles, median.device)
+    return median.square() * (1.0 / math.log(max(particles, 1) + 1))
+
+
+def _log(particles: Any, device: torch.device) -> Tensor:
+    """log(M + 1), at least log 2, of an M that is traced: torch.jit.trace gives a tensor of it."""
+    if isinstance(particles, Tensor):
+        count = particles.to(device, torch.float64).clamp(min=1) + 1
+    else:
+        count = torch.full((), max(particles, 1) + 1, dtype=torch.float64, device=device)
+    return count.log()
 
 
 def median_bandwidth(x: Tensor, *, rule: str = "liu_wang") -> Tensor:

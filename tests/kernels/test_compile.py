@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import stein_kernels as sk
 from stein_kernels.testing import assert_relative_error, gaussian_problem, poison_empty
@@ -98,6 +99,25 @@ def test_export_of_any_number_of_particles():
     program = torch.export.export(Rule(), (torch.randn(9, 3),), dynamic_shapes=({0: many},))
     x = torch.randn(21, 3)
     assert_relative_error(program.module()(x), sk.median_bandwidth(x), 1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor to a Python boolean")  # of shapes compared
+@pytest.mark.parametrize(
+    "trace",
+    [
+        lambda call, x: make_fx(call, tracing_mode="symbolic")(x),
+        lambda call, x: torch.jit.trace(call, x, check_trace=False),
+    ],
+    ids=["make_fx", "jit"],
+)
+@pytest.mark.parametrize("op", ["kernel_stein_discrepancy", "median_bandwidth"])
+def test_older_traces_keep_the_number_of_particles_open(op, trace):
+    def call(x):
+        return getattr(sk, op)(x, *(() if op == "median_bandwidth" else (-x,)))
+
+    traced = trace(call, torch.randn(6, 3))
+    x = torch.randn(15, 3)
+    torch.testing.assert_close(traced(x), call(x))
 
 
 def test_the_same_tensor_twice():
