@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from stein_kernels import _backends, _ops, _optim_ops
 from stein_kernels._checks import (
     accumulation_dtype,
+    as_float,
     check_bandwidth_rule,
     check_flag,
     check_positive,
@@ -109,12 +110,12 @@ class SVGDAdam(Optimizer):
         params = param_group["params"]
         if not isinstance(params, set):  # which torch refuses, since its order changes
             params = [params] if isinstance(params, Tensor) else list(params)
-        _check_options({**self.defaults, **param_group})
-        bandwidth = param_group.get("bandwidth", self.defaults["bandwidth"])
+        options = _check_options({**self.defaults, **param_group})
+        bandwidth = options["bandwidth"]
         for param in params:
             named = isinstance(param, tuple) and len(param) == 2
             _check_parameter(param[1] if named else param, bandwidth)
-        super().add_param_group({**param_group, "params": params})
+        super().add_param_group({**param_group, **options, "params": params})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -244,25 +245,29 @@ def _check_state(state_dict: dict[str, Any], options: dict[str, Any]) -> None:
             )
 
 
-def _check_options(group: dict[str, Any]) -> None:
-    for name in ("lr", "eps", "weight_decay"):
-        _check_number(name, group[name], math.inf)
+def _check_options(group: dict[str, Any]) -> dict[str, Any]:
+    """The options in types of Python: torch.load refuses those of numpy in a state."""
+    options = {name: _check_number(name, group[name]) for name in ("lr", "eps", "weight_decay")}
     betas = group["betas"]
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise TypeError(f"{_OP}: betas must be two numbers, got {betas!r}")
-    for beta in betas:
-        _check_number("betas", beta, 1.0)
     bandwidth = group["bandwidth"]
-    if isinstance(bandwidth, str):
-        check_bandwidth_rule(_OP, bandwidth)
-    else:
-        _check_number("bandwidth", bandwidth, math.inf)
-    for name in ("leave_one_out", "maximize"):
-        check_flag(_OP, name, group[name])
+    return {
+        **options,
+        "betas": tuple(_check_number("betas", beta, 1.0) for beta in betas),
+        "bandwidth": (
+            check_bandwidth_rule(_OP, str(bandwidth))
+            if isinstance(bandwidth, str)
+            else _check_number("bandwidth", bandwidth)
+        ),
+        **{name: check_flag(_OP, name, group[name]) for name in ("leave_one_out", "maximize")},
+    }
 
 
-def _check_number(name: str, value: Any, below: float) -> None:
+def _check_number(name: str, value: Any, below: float = math.inf) -> float:
     if not is_number(value):
         raise TypeError(f"{_OP}: {name} must be a number, got {type(value).__name__}")
-    if not 0 <= value < below:
-        raise ValueError(f"{_OP}: {name} must be at least 0 and less than {below}, got {value}")
+    number = as_float(value)
+    if not 0 <= number < below:
+        raise ValueError(f"{_OP}: {name} must be at least 0 and less than {below}, got {number}")
+    return number

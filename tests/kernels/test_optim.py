@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -225,6 +226,7 @@ BAD = [
     ([("w", X[0])], {}, ValueError, r"shape \(M, P\).*\(4,\)"),
     ([X], {"lr": -1.0}, ValueError, "lr must be at least 0"),
     ([X], {"lr": float("nan")}, ValueError, "lr must be"),
+    ([X], {"lr": 10**5000}, ValueError, "lr must be at least 0 and less than inf, got inf"),
     ([X], {"lr": "1"}, TypeError, "lr must be a number, got str"),
     ([X], {"lr": True}, TypeError, "lr must be a number, got bool"),
     ([X], {"betas": (0.9, 1.0)}, ValueError, "betas must be at least 0 and less than 1"),
@@ -259,6 +261,21 @@ def test_numbers_of_numpy_are_numbers():
     run(param, 2, lr=np.float32(0.125), bandwidth=np.float32(2.0))
     run(other, 2, lr=0.125, bandwidth=2.0)
     assert torch.equal(param, other)
+
+
+def test_a_state_made_with_numbers_of_numpy_loads_by_torchs_default(tmp_path):
+    """torch.load takes tensors and types of Python alone."""
+    numbers: Any = {"lr": np.float64(0.1), "eps": np.float32(1e-8), "weight_decay": np.int64(0)}
+    numbers["betas"] = np.float64(0.9), np.float64(0.99)
+    flags: Any = {"leave_one_out": np.True_, "maximize": np.False_}
+    group = {"params": [particles()], "bandwidth": np.float32(2.0)}
+    optimizer = SVGDAdam([group], **numbers, **flags)
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    twin = SVGDAdam([particles()])
+    twin.load_state_dict(torch.load(tmp_path / "state.pt"))
+    assert twin.param_groups[0]["betas"] == (0.9, 0.99)
+    assert twin.param_groups[0]["bandwidth"] == 2.0
+    assert twin.param_groups[0]["leave_one_out"] is True
 
 
 def test_the_state_of_another_optimiser_is_refused():
