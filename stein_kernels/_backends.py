@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
@@ -113,7 +113,8 @@ class _Traced(threading.local):
         self.name = "auto"
 
 
-_requested: ContextVar[str] = ContextVar("stein_kernels_backend", default="auto")
+_OUTSIDE = ("auto",)  # and, further in, what each open block asked for
+_requested: ContextVar[tuple[str, ...]] = ContextVar("stein_kernels_backend", default=_OUTSIDE)
 _traced = _Traced()
 
 
@@ -121,7 +122,7 @@ def active_backend() -> str:
     """The name that the innermost :class:`use_backend` asked for; ``"auto"`` outside of any."""
     if torch.compiler.is_dynamo_compiling():
         return _traced.name
-    return _requested.get()
+    return _requested.get()[-1]
 
 
 class use_backend:
@@ -129,7 +130,11 @@ class use_backend:
 
     ``"auto"`` takes the fastest that is there for the tensors' device; ``"cpu"`` (C++), ``"cuda"``
     (CUDA C++), ``"triton"`` and ``"reference"`` (plain torch, differentiable any number of times)
-    run or raise. Blocks nest; each thread and each asyncio task has its own.
+    run or raise. Blocks nest, and one object may be entered many times; each thread and each
+    asyncio task has its own. A compiled function asks its thread, not its task: it runs on the
+    backend of the block that the thread entered or left last, so await nothing between the start of
+    a block and its call. What runs after the block is outside of it: ``torch.utils.checkpoint``
+    computes again in the backward pass, so decorate the function that it is given.
 
     A context manager and a decorator: calling it alone changes nothing, and warns of that when the
     object is dropped. Whether the backend is there is looked up on entry, of the block or of every
@@ -155,7 +160,7 @@ class use_backend:
             known = ", ".join(repr(known) for known in NAMES)
             raise ValueError(f"use_backend: expected one of {known}, got {name!r}")
         self.name = name
-        self._outer: list[tuple[str, Token[str] | None]] = []
+        self._outer: list[str] = []  # of a block that dynamo traces; its object is its own
         self._idle = True
 
     def __del__(self) -> None:
@@ -193,11 +198,12 @@ class use_backend:
     def __enter__(self) -> use_backend:
         self._idle = False
         if torch.compiler.is_dynamo_compiling():
-            self._outer.append((_traced.name, None))
+            self._outer.append(_traced.name)
         else:
             if self.name != "auto":
                 _refuse_unavailable("use_backend", self.name)
-            self._outer.append((_traced.name, _requested.set(self.name)))
+            # in the context, not in the object: threads and tasks may be inside one object at once
+            _requested.set((*_requested.get(), self.name))
         _traced.name = self.name
         return self
 
@@ -207,11 +213,11 @@ class use_backend:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        name, token = self._outer.pop()
-        if token is not None:
-            _requested.reset(token)
-            name = _requested.get()
-        _traced.name = name
+        if self._outer:
+            _traced.name = self._outer.pop()
+        else:
+            _requested.set(_requested.get()[:-1] or _OUTSIDE)
+            _traced.name = active_backend()
 
 
 # --- what an op runs -----------------------------------------------------------------------------
@@ -231,7 +237,7 @@ def require(op: str, x: Tensor) -> None:
     if torch.compiler.is_dynamo_compiling():
         _ready_while_tracing(op, x.device.type, _traced.name)
         return
-    key = (x.device.type, _requested.get())
+    key = (x.device.type, _requested.get()[-1])
     if key not in _ready:
         _resolve(op, *key)
         _ready.add(key)

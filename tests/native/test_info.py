@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import assert_type  # torch brings it
 
 from stein_kernels import _backends, _extension, info, svgd_direction, use_backend
@@ -132,6 +133,60 @@ def test_calls_of_a_decorated_function_may_overlap():
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(call, range(2))) == [("reference", "auto")] * 2
+
+
+def test_one_object_in_threads_and_tasks_at_once():
+    """Entered and left in turns, not one inside the other."""
+    block, turns = use_backend("reference"), [threading.Event() for _ in range(3)]
+    seen: list[str] = []
+
+    def first() -> None:
+        with block:
+            turns[0].set()
+            assert turns[1].wait(10)
+        seen.append(_backends.active_backend())
+        turns[2].set()
+
+    def second() -> None:
+        assert turns[0].wait(10)
+        with block:
+            turns[1].set()
+            assert turns[2].wait(10)
+            seen.append(_backends.active_backend())
+        seen.append(_backends.active_backend())
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(first), pool.submit(second)]:
+            done.result()
+    assert seen == ["auto", "reference", "auto"]
+
+    async def task(waits: int) -> list[str]:
+        with block:
+            for _ in range(waits):
+                await asyncio.sleep(0)
+            inside = _backends.active_backend()
+        return [inside, _backends.active_backend()]
+
+    async def both() -> list[list[str]]:
+        return list(await asyncio.gather(task(1), task(2)))
+
+    assert asyncio.run(both()) == [["reference", "auto"]] * 2
+
+
+def test_a_checkpointed_function_is_decorated():
+    """As the docstring says: what is computed again in the backward pass is outside the block."""
+    seen: list[str] = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        seen.append(_backends.active_backend())
+        return x.square()
+
+    for inner in (function, use_backend("reference")(function)):
+        with use_backend("reference"):
+            y = checkpoint(inner, X.clone().requires_grad_(), use_reentrant=False)
+        assert isinstance(y, torch.Tensor)
+        y.sum().backward()
+    assert seen == ["reference", "auto", "reference", "reference"]
 
 
 def test_threads_and_tasks_have_their_own():
