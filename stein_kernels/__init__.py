@@ -1,5 +1,6 @@
 """Fused Stein variational gradient kernels for torch: Gram matrix, exact median, direction."""
 
+from stein_kernels import optim as optim
 from stein_kernels._backends import use_backend as use_backend
 from stein_kernels.functional import (
     kernel_stein_discrepancy as kernel_stein_discrepancy,

@@ -28,7 +28,7 @@ SLICES_ON_CUDA = {"gpu.dispatch", "gpu.routes", "gpu.slices"}
 
 # What each module of stein_kernels may import of stein_kernels. A new module states its place here.
 PLACES = {
-    "__init__": {"functional", "_backends"},
+    "__init__": {"functional", "optim", "_backends"},
     "functional": {"_backends", "_checks", "_ops", "_sharding", "reference"},
     "_sharding": {"_backends", "_slices"},
     "_slices": {"_backends", "_checks", "_slice_ops", "reference"},
@@ -175,6 +175,7 @@ import torch, warnings
 import stein_kernels
 x = torch.randn(7, 3)
 phi = stein_kernels.svgd_direction(x, -x)
+assert stein_kernels.optim.SVGDAdam  # no import of its own
 with stein_kernels.use_backend("reference"):
     assert torch.allclose(phi, stein_kernels.svgd_direction(x, -x), atol=1e-5)
 """
