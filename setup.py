@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 CSRC, GENERATED = ROOT / "csrc", ROOT / "build" / "generated"
@@ -87,14 +87,12 @@ if obstacle is not None:
         raise SystemExit(f"STEIN_KERNELS_BUILD={MODE}: {obstacle}")
     say(obstacle)
 
+# csrc travels inside the package, for the build on first use: every folder of it is a package
+sub = [f"stein_kernels._csrc.{name}" for name in find_namespace_packages(str(CSRC))]
+
 setup(
-    # csrc travels inside the package, for the build on first use
-    packages=[*find_packages(include=["stein_kernels*", "steinvae*"]), "stein_kernels._csrc"],
+    packages=[*find_packages(include=["stein_kernels*", "steinvae*"]), "stein_kernels._csrc", *sub],
     package_dir={"stein_kernels._csrc": "csrc"},
-    package_data={
-        "stein_kernels": ["py.typed", "triton/resources.json"],
-        "steinvae": ["py.typed"],
-        "stein_kernels._csrc": ["**/*.cpp", "**/*.h", "**/*.cu", "**/*.cuh"],
-    },
+    package_data={"": ["py.typed", "*.cpp", "*.h", "*.cu*"], "stein_kernels": ["triton/*.json"]},
     **(extension() if obstacle is None else {}),
 )

@@ -49,6 +49,8 @@ def tree(tmp_path_factory) -> Path:
             shutil.copytree(source, copy / name, ignore=ignore)
         else:
             shutil.copy(source, copy / name)
+    (copy / "tests").mkdir()  # of which setuptools takes what is named test*.py, and no more
+    shutil.copy(__file__, copy / "tests")
     return copy
 
 
@@ -58,6 +60,7 @@ def wheel(tree) -> Path:
     done = setup_py(tree, "-q", "bdist_wheel", CXX="/bin/false", STEIN_KERNELS_BUILD="none")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("pure-Python build: STEIN_KERNELS_BUILD=none") == 1
+    assert "absent from" not in done.stderr  # setuptools, of a folder that is no package
     (path,) = (tree / "dist").glob("*.whl")
     return path
 
@@ -133,6 +136,7 @@ def test_source_distribution_can_be_built_from(tree):
     (path,) = (tree / "dist").glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
+    assert not [name for name in names if name.startswith(("tests/", "bench/"))]
     native = {p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*") if p.is_file()}
     assert native | {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
 
