@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from steinvae.config import Config
 
@@ -14,7 +14,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """The inverse of `to_dict`; an unknown key is a `ValueError` that names it."""
+    """The inverse of `to_dict`; an unknown key or a value of another type is a `ValueError`."""
     return _build(Config, values, "")
 
 
@@ -24,7 +24,10 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
+def _build(cls: type, values: Any, prefix: str) -> Any:
+    if not isinstance(values, dict):  # an empty file is None
+        where = f"under {prefix[:-1]}" if prefix else "by name"
+        raise ValueError(f"expected settings {where}, got {values!r}")
     hints = get_type_hints(cls)
     known = {item.name for item in fields(cls)}
     unknown = sorted(set(values) - known)
@@ -37,5 +40,21 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
             value = _build(hint, value, f"{prefix}{name}.")
         elif isinstance(value, list):
             value = tuple(value)
+        if not (is_dataclass(hint) or _fits(value, hint)):
+            raise ValueError(f"{prefix}{name} cannot be {value!r}")
         arguments[name] = value
     return cls(**arguments)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type; a whole number is a float too, and no switch is one."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in parts
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(each, parts[0]) for each in value)
+    if parts:
+        return any(_fits(value, part) for part in parts)
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)

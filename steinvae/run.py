@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -323,7 +324,8 @@ def save_model(run_dir: Path, networks: Networks) -> None:
 def load_model(run_dir: Path, config: Config, pixels: int, classes: int | None = None) -> Networks:
     """The networks of a finished run; `classes` as `build_networks` takes them.
 
-    Errors: ValueError where `config` asks for other networks than the run has.
+    Errors: ValueError where `config` asks for other networks than the run has, or where the file is
+    damaged.
     """
     path = Path(run_dir) / MODEL
     if not path.exists():
@@ -333,19 +335,33 @@ def load_model(run_dir: Path, config: Config, pixels: int, classes: int | None =
     prepare_process(config)
     device = choose_device(config.trainer.device)
     networks = build_networks(config, pixels, device, classes)
+    tensors = read_model(path)
     try:
-        networks.load(load_file(path))
+        networks.load(tensors)
     except ValueError as error:
         raise ValueError(f"{path} is not of the networks that were asked for: {error}") from error
     return networks
 
 
+def read_model(path: Path) -> dict[str, Tensor]:
+    """The tensors of a model.safetensors. Errors: ValueError where the file is damaged."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
 def read_config(run_dir: Path) -> Config:
-    """The configuration a run folder was made with."""
+    """The configuration a run folder was made with. Errors: ValueError naming the file where it is
+    no YAML, or has a setting that there is not or a value that cannot be."""
     path = Path(run_dir) / CONFIG
     if not path.exists():
         raise FileNotFoundError(f"run_dir={run_dir} holds no {CONFIG}")
-    return from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    try:
+        return from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, yaml.YAMLError) as error:  # TypeError: text in place of a number
+        fault = " ".join(str(error).split())  # a fault of YAML is told in several lines
+        raise ValueError(f"{path} is no configuration of a run: {fault}") from error
 
 
 @torch.no_grad()

@@ -73,12 +73,16 @@ def say_unread(config: Config) -> None:
 
 
 def plan(config: Config) -> int:
-    """Print what an update costs; 1 where this device cannot hold it."""
+    """Print what an update costs; 1 where this device cannot hold it, or nothing can be planned."""
     from steinvae.image_plan import advice
     from steinvae.plan import make_plan
 
-    print(make_plan(config).report())
-    against = advice(config)
+    try:
+        print(make_plan(config).report())
+        against = advice(config)
+    except ValueError as error:  # networks that cannot be made, or data of unknown size
+        print(f"steinvae.train: {error}", file=sys.stderr)
+        return 1
     if against:
         print(f"steinvae.train: {against}", file=sys.stderr)
     return 1 if against else 0

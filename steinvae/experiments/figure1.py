@@ -41,7 +41,7 @@ from steinvae.experiments.mixture_scores import (
 from steinvae.experiments.mixture_tables import tables
 from steinvae.models.gaussian_mixture import section_5_1
 from steinvae.networks import Networks
-from steinvae.run import MODEL, load_file, prepare_with, train
+from steinvae.run import MODEL, prepare_with, read_model, train
 from steinvae.signals import StopRequest
 
 NAME = "figure1"
@@ -154,7 +154,7 @@ def load_networks(cell: MixtureCell, run_dir: Path) -> Networks:
     if not path.exists():
         raise FileNotFoundError(f"{path}: run the experiment with this run_dir first")
     networks = build(cell, section_5_1(cell.noise))
-    networks.load(load_file(path))
+    networks.load(read_model(path))
     return networks
 
 

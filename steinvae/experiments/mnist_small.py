@@ -48,13 +48,15 @@ def run(root: str | None, seeds: Sequence[int], output: Path, run_dir: Path) -> 
 
 
 def table(output: Path, seeds: Sequence[int]) -> str:
-    """The table, drawn from the records in `output`."""
+    """The table, drawn from the records in `output`; empty where none is of these seeds."""
     records = read_records(output)
     by_row: dict[str, dict[int, Record]] = {row: {} for row in ROWS}
     for cell in cells(None, seeds):
         record = find(cell, records)
         if record is not None:
             by_row[cell.row][cell.config.seed] = record
+    if not any(by_row.values()):
+        return ""
     rows = [_line(row, by_row[row], by_row["VAE"], seeds) for row in ROWS if by_row[row]]
     header = ("method", *(f"seed {seed}" for seed in seeds), "mean", "minus VAE", "s / run")
     return f"{markdown_table(header, rows)}\n\n{_caption(by_row)}"

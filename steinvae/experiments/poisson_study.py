@@ -33,7 +33,7 @@ from steinvae.experiments.poisson_scores import (
     encoder_draws,
 )
 from steinvae.report import markdown_table
-from steinvae.run import MODEL, load_file, prepare_with, train
+from steinvae.run import MODEL, prepare_with, read_model, train
 from steinvae.signals import StopRequest
 
 FLOOR = "Gibbs, second half of the chains (floor)"
@@ -131,7 +131,7 @@ class Runner:
             if not file.exists():
                 raise FileNotFoundError(f"{file}: run the experiment with this run_dir first")
             networks = build(cell, self.known)
-            networks.load(load_file(file))
+            networks.load(read_model(file))
             draws[cell.row] = encoder_draws(networks, counts, len(draws["Gibbs"]), 0)[0]
         save_posteriors(path, draws)
 

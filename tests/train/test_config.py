@@ -277,9 +277,17 @@ def test_round_trip_through_json_and_yaml(preset):
     [
         ({"sead": 1}, "unknown setting sead"),
         ({"method": {"nme": "vae"}}, r"unknown setting method\.nme"),
+        (None, "expected settings by name, got None"),
+        ({"method": "vae"}, "expected settings under method, got 'vae'"),
+        ({"model": {"codes": "eight"}}, r"model\.codes cannot be 'eight'"),
+        ({"model": {"codes": 8.5}}, r"model\.codes cannot be 8\.5"),
+        ({"model": {"hidden": 128}}, r"model\.hidden cannot be 128"),
+        ({"method": {"name": "vea"}}, r"method\.name cannot be 'vea'"),
+        ({"trainer": {"recompute": 1}}, r"trainer\.recompute cannot be 1"),
+        ({"trainer": {"threads": True}}, r"trainer\.threads cannot be True"),
     ],
 )
-def test_unknown_key_is_refused(values, message):
+def test_what_is_no_configuration_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         from_dict(values)
 

@@ -56,9 +56,10 @@ def test_no_records_are_said_in_a_line(content, tmp_path, capsys):
     assert not shown.out
 
 
-def test_no_records_of_these_seeds_are_said_in_a_line(monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["mnist_small", "stein_encoder"])
+def test_no_records_of_these_seeds_are_said_in_a_line(name, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    assert reproduce.main(["stein_encoder", "--draw", "--seeds=77"]) == 1
+    assert reproduce.main([name, "--draw", "--seeds=77"]) == 1
     assert "no records of seeds 77 in docs" in capsys.readouterr().err
 
 
