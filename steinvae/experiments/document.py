@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+
+NOT_YET = "Not measured yet."
+"""In place of a table without records, beside others."""
+
+
+def join(parts: Iterable[str]) -> str:
+    """The parts of a table; empty where each ends with NOT_YET."""
+    found = list(parts)
+    return "" if all(part.endswith(NOT_YET) for part in found) else "\n\n".join(found)
 
 
 def insert(path: Path, name: str, text: str) -> None:

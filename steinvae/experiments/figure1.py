@@ -140,11 +140,12 @@ def _write(
 
 
 def table(output: Path, seeds: Sequence[int]) -> str:
-    """All tables, drawn from the records in `output`."""
+    """All tables, drawn from the records in `output`; empty where there are none of these seeds."""
     records = read(output)
     return "\n\n".join(
-        f"**sigma = {noise:g}, {title}.**\n\n{tables(records, noise, rows(noise), seeds)}"
+        f"**sigma = {noise:g}, {title}.**\n\n{drawn}"
         for noise, title in ((BIMODAL, "two modes"), (PRINTED, "as printed: one mode"))
+        if (drawn := tables(records, noise, rows(noise), seeds))
     )
 
 

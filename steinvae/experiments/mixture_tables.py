@@ -23,7 +23,10 @@ WEIGHED = (
 def tables(
     records: Sequence[Record], noise: float, cells: Sequence[MixtureCell], seeds: Sequence[int]
 ) -> str:
-    """Both tables of the cells of one sigma, `noise`; rows are those that have records."""
+    """Both tables of the cells of one sigma, `noise`; rows are those that have records.
+
+    Empty where no cell has any: the floor alone compares with nothing.
+    """
     drawn, weighed = [], []
     for cell in cells:
         runs = [find(records, cell.method, cell.setting(), seed) for seed in seeds]
@@ -39,11 +42,12 @@ def tables(
                 _spread(found, "folded", PLAIN),
             ]
         )
+    if not drawn:
+        return ""
     exact = [find(records, "exact", {"sigma": noise}, seed) for seed in seeds]
     if any(exact):
         drawn.append(_drawn(FLOOR, [run for run in exact if run]))
-    parts = [(DRAWN, drawn), (WEIGHED, weighed)]
-    return "\n\n".join(markdown_table(header, lines) for header, lines in parts if lines)
+    return f"{markdown_table(DRAWN, drawn)}\n\n{markdown_table(WEIGHED, weighed)}"
 
 
 def _drawn(row: str, runs: Sequence[Sequence[Record]]) -> list[str]:

@@ -61,12 +61,15 @@ class Table:
         return dict(self.setting) | {"chains": CHAINS}
 
     def draw(self, output: Path, seeds: Sequence[int]) -> str:
-        """The table in Markdown, from the records in `output` alone."""
+        """The table in Markdown, from the records in `output` alone; empty without a run of these
+        seeds: the floor alone compares with nothing."""
         records = read(output)
         lines = []
         for cell in self.rows:
             setting = cell.setting(self.setting)
             lines += _line(cell.row, [find(records, cell.method, setting, s) for s in seeds])
+        if not lines:
+            return ""
         floor = find(records, "gibbs", self.floor_setting, 0)
         lines += _line(FLOOR, [floor])
         header = ("method", "W1 / sd", "sd ratio", "MMD²", "seeds", "s / run")

@@ -14,6 +14,7 @@ from steinvae.config import Config
 from steinvae.data import Dataset
 from steinvae.density import Annealing, Suite
 from steinvae.experiments.cells import announce, read
+from steinvae.experiments.document import join
 from steinvae.experiments.labelled_cells import among
 from steinvae.experiments.measured import has_all, measure_cells
 from steinvae.experiments.pilot import with_steps
@@ -96,7 +97,10 @@ def base(budget: str, root: str | None) -> Config:
 
 
 def table(output: Path, seeds: Sequence[int]) -> str:
-    """All tables, drawn from the records in `output`; binarisations and times are kept apart."""
+    """All tables, drawn from the records in `output`; binarisations and times are kept apart.
+
+    Empty where none was measured on these seeds.
+    """
     records = read(output)
     on_gpu = [record for record in records if record["device"].startswith("cuda")]
     on_cpu = [record for record in records if not record["device"].startswith("cuda")]
@@ -110,7 +114,8 @@ def table(output: Path, seeds: Sequence[int]) -> str:
             for each in sorted(times) or [MINUTES]
         ]
     calibration = read(output.with_name(AIS_RECORDS))
-    return "\n\n".join([*parts, efforts(calibration)] if calibration else parts)
+    measured = join(parts)
+    return f"{measured}\n\n{efforts(calibration)}" if measured and calibration else measured
 
 
 def summary(output: Path, seeds: Sequence[int]) -> str:

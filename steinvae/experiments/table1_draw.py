@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from steinvae.config import Config
 from steinvae.experiments.cells import Cell, Record
+from steinvae.experiments.document import NOT_YET
 from steinvae.experiments.measured import of, runs
 from steinvae.experiments.over_seeds import minus, shown, verdict
 from steinvae.experiments.table1_cells import ROWS, cells
@@ -101,13 +102,13 @@ def draw(
     """Markdown of the cells of so many minutes; a line instead where nothing was measured yet."""
     drawing = Drawing(base, seeds, records, minutes)
     if not any(drawing.values("training", "parameters").values()):
-        return f"### {title}\n\nNot measured yet."
+        return f"### {title}\n\n{NOT_YET}"
     sections = (_estimates(drawing), _caption(drawing), _differences(drawing), _claims(drawing))
     return "\n\n".join([f"### {title}", *sections, PAPER_NOTE])
 
 
 def short(base: Config, seeds: Sequence[int], records: Sequence[Record]) -> str:
-    """A few columns, for the front page."""
+    """A few columns, for the front page; empty where there is no row."""
     drawing = Drawing(base, seeds, records)
     ais, iw_g = drawing.values("ais", "test_nll"), drawing.values("iw_g", "test_nll")
     cpu = drawing.values("training", "cpu_seconds")
@@ -123,6 +124,8 @@ def short(base: Config, seeds: Sequence[int], records: Sequence[Record]) -> str:
         for row in SHOWN
         if ais[row]
     ]
+    if not rows:
+        return ""
     table = markdown_table(("method", "seeds", "AIS", "minus VAE", "iw_g", "s / run"), rows)
     return (
         f"{table}\n\nTest NLL in nats an image, lower is better, mean ± standard error over "

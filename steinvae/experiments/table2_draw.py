@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 
 from steinvae.experiments.cells import Cell, Record
+from steinvae.experiments.document import NOT_YET, join
 from steinvae.experiments.measured import of, runs, same
 from steinvae.experiments.over_seeds import minus, shown, verdict
 from steinvae.experiments.table2_cells import CORPORA, LESS, ROWS, cells
@@ -44,8 +45,8 @@ BySeed = Mapping[int, Estimates]
 
 def draw(records: Sequence[Record], seeds: Sequence[int], subset: int) -> str:
     """Markdown: a table and its claims for each corpus and for each other time that was given to
-    runs; a line where nothing was measured yet."""
-    return "\n\n".join(_corpus(name, records, seeds, subset) for name in CORPORA)
+    runs; a line where nothing of a corpus was measured yet, and nothing without any of them."""
+    return join(_corpus(name, records, seeds, subset) for name in CORPORA)
 
 
 def _corpus(corpus: str, records: Sequence[Record], seeds: Sequence[int], subset: int) -> str:
@@ -65,7 +66,7 @@ def _corpus(corpus: str, records: Sequence[Record], seeds: Sequence[int], subset
             table = _table(corpus, in_order, unigram, subset)
             title = "" if minutes is None else f", {minutes:g} minutes a run"
             parts += [f"### {TITLES[corpus]}{title}", table, _claims(measured, unigram)]
-    return "\n\n".join(parts) or f"### {TITLES[corpus]}\n\nNot measured yet."
+    return "\n\n".join(parts) or f"### {TITLES[corpus]}\n\n{NOT_YET}"
 
 
 def _other_minutes(corpus: str, records: Sequence[Record], seeds: Sequence[int]) -> list[float]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 
 from steinvae.experiments.cells import Record
+from steinvae.experiments.document import NOT_YET
 from steinvae.experiments.paired_test import MOST, sign_flip_p
 from steinvae.experiments.table3_cells import GUESS_ABOVE, METHODS, NETWORKS, PER_CLASS, ROWS
 from steinvae.report import markdown_table
@@ -70,7 +71,7 @@ def draw(records: Sequence[Record]) -> str:
         tables = [_errors(found, network) for network in NETWORKS]
         parts = [f"### {title}", *tables, _caption(found), _tests(found), _quality(found)]
         sections += [part for part in parts if part]
-    return "\n\n".join([*sections, PAPER_NOTE, _quotes()] if sections else ["Not measured yet."])
+    return "\n\n".join([*sections, PAPER_NOTE, _quotes()] if sections else [NOT_YET])
 
 
 def group(records: Sequence[Record]) -> dict[tuple[str, str, int], dict[int, dict[str, float]]]:

@@ -18,6 +18,8 @@ from steinvae.experiments.table4_cells import BUDGETS, NETS, PERCENT, ROWS, cell
 from steinvae.experiments.table4_draw import draw, paper_error
 
 NAME = "table4"
+SEEDS_DRAWN = None
+"""Where none are chosen: all splits that have records."""
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -73,10 +75,10 @@ def run(
     with time_slice(slice_minutes) as stop:
         task = Task(NAME, budget, paper_error)
         run_labelled(wanted, task, output, run_dir / budget, stop)
-    return table(output, seeds)
+    return table(output)
 
 
-def table(output: Path, seeds: Sequence[int]) -> str:
-    """All tables, drawn from the records in `output`, whatever splits they are of."""
-    del seeds
-    return draw(read(output))
+def table(output: Path, seeds: Sequence[int] | None = None) -> str:
+    """All tables, drawn from the records in `output` of these splits, None: of all; else empty."""
+    records = [each for each in read(output) if seeds is None or each["seed"] in seeds]
+    return draw(records) if records else ""

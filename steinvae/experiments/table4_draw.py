@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 
 from steinvae.experiments.cells import Record
+from steinvae.experiments.document import NOT_YET
 from steinvae.experiments.table3_draw import QUALITY, paired_row
 from steinvae.experiments.table4_cells import PERCENT, ROWS
 from steinvae.report import markdown_table
@@ -71,7 +72,7 @@ def draw(records: Sequence[Record]) -> str:
             f"{minutes:g} minutes of {_TIMES[budget]} for the updates of a cell"
         )
         sections += [title, _accuracy(found), _caption(found), _quality(found), _tests(found)]
-    return "\n\n".join([*sections, PAPER_NOTE] if sections else ["Not measured yet."])
+    return "\n\n".join([*sections, PAPER_NOTE] if sections else [NOT_YET])
 
 
 def group(records: Sequence[Record]) -> dict[tuple[str, int], dict[int, dict[str, float]]]:

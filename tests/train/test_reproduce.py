@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -56,11 +57,68 @@ def test_no_records_are_said_in_a_line(content, tmp_path, capsys):
     assert not shown.out
 
 
-@pytest.mark.parametrize("name", ["mnist_small", "stein_encoder"])
-def test_no_records_of_these_seeds_are_said_in_a_line(name, monkeypatch, capsys):
+@pytest.mark.parametrize("name", reproduce.EXPERIMENTS)
+def test_no_records_of_these_seeds_are_said_in_a_line(name, tmp_path, monkeypatch, capsys):
+    """And no page loses its table."""
     monkeypatch.chdir(ROOT)
-    assert reproduce.main([name, "--draw", "--seeds=77"]) == 1
-    assert "no records of seeds 77 in docs" in capsys.readouterr().err
+    page = tmp_path / "page.md"
+    page.write_text(text := f"<!-- {name}:begin -->\nold\n<!-- {name}:end -->\n")
+    assert reproduce.main([name, "--draw", "--seeds=77", f"--document={page}"]) == 1
+    shown = capsys.readouterr()
+    expected = f"no records of seeds 77 in docs/results/{name}.jsonl"
+    assert (shown.out, shown.err) == ("", f"steinvae.reproduce: {expected}\n")
+    assert page.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("figure1", "exact"), ("figure2", "gibbs"), ("poisson_small", "gibbs")]
+)
+def test_a_floor_alone_is_no_table(name, method, tmp_path, capsys):
+    lines = (ROOT / "docs" / "results" / f"{name}.jsonl").read_text().splitlines()
+    output = tmp_path / "records.jsonl"
+    output.write_text("".join(f"{one}\n" for one in lines if json.loads(one)["method"] == method))
+    assert reproduce.main([name, "--draw", f"--output={output}"]) == 1
+    assert f"no records of seeds 0,1,2 in {output}" in capsys.readouterr().err
+
+
+def test_a_summary_without_a_row_is_not_written(tmp_path, capsys):
+    """Records of a GPU alone: none of them is of the table's short form."""
+    lines = (ROOT / "docs" / "results" / "table1.jsonl").read_text().splitlines()
+    timed = [line for line in lines if "minutes" in json.loads(line)["setting"]]
+    output, page = tmp_path / "records.jsonl", tmp_path / "page.md"
+    output.write_text("\n".join(timed) + "\n")
+    page.write_text(text := "<!-- table1:begin -->\nold\n<!-- table1:end -->\n")
+    arguments = ["table1", "--draw", f"--output={output}"]
+    assert reproduce.main(arguments) == 0
+    assert reproduce.main([*arguments, f"--summary={page}"]) == 1
+    assert "for a summary" in capsys.readouterr().err
+    assert page.read_text() == text
+
+
+@pytest.mark.parametrize("name", ["table3", "table4"])
+def test_splits_are_drawn_by_name_or_all(name, monkeypatch, capsys):
+    def drawn(*options: str) -> str:
+        assert reproduce.main([name, "--draw", *options]) == 0
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(ROOT)
+    one, every = drawn("--seeds=0"), drawn()
+    assert drawn("--seeds=0,1,2") == every != one
+    page = {"table3": "labels", "table4": "table4"}[name]
+    begin, end = (f"<!-- {name}:{part} -->" for part in ("begin", "end"))
+    inside = (ROOT / "docs" / f"{page}.md").read_text().split(begin)[1].split(end)[0]
+    assert every.startswith(inside)
+
+
+def test_a_slice_that_ends_before_its_first_cell_writes_nothing(tmp_path, monkeypatch, capsys):
+    from steinvae.experiments import table4
+
+    monkeypatch.setattr(table4, "run", lambda *_, **__: "")
+    page = tmp_path / "page.md"
+    arguments = ["table4", f"--output={tmp_path / 'none.jsonl'}", f"--document={page}"]
+    assert reproduce.main([*arguments, "--slice_minutes=1"]) == 0
+    assert capsys.readouterr().out == f"no records in {tmp_path / 'none.jsonl'}\n"
+    assert not page.exists()
 
 
 def test_seeds_that_are_no_numbers_are_shown_how(capsys):
