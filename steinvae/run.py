@@ -275,13 +275,16 @@ def nll(estimate: Estimate) -> dict[str, Any]:
 
 
 def baseline(config: Config) -> Config | None:
-    """The VAE that is trained beside the method, with as many decoder passes an image; None where
-    the method is the VAE itself."""
+    """The VAE that is trained beside the method; None where the method is the VAE itself.
+
+    It has as many codes an image, and as many passes of its one decoder as one decoder of pairing
+    full makes: the method makes those times its theta_particles.
+    """
     name, method = config.trainer.baseline, config.method
     if name == "none" or name == method.name:
         return None
-    passes = method.codes_per_image * (2 if method.move_codes else 1)
-    plain = replace(method, name=name, code_particles=passes, **_OF_CODES_THAT_MOVE)
+    codes = method.codes_per_image * (2 if method.move_codes else 1)
+    plain = replace(method, name=name, code_particles=codes, **_OF_CODES_THAT_MOVE)
     return replace(config, method=plain)
 
 

@@ -78,7 +78,9 @@ class TrainerConfig:
     """Updates skipped, or rollbacks made, in a row before the run fails."""
 
     baseline: Literal["vae", "none"] = "vae"
-    """A VAE with the same networks, steps and decoder passes that is trained beside the method."""
+    """A VAE with the same networks, steps and codes an image that is trained beside the method. Its
+    one decoder decodes a code once; with pairing full each of theta_particles decoders does (--plan
+    counts the passes). Codes of move_codes, which are decoded twice, are doubled."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where tensors live; auto takes a GPU when torch sees one."""

@@ -126,12 +126,14 @@ def test_the_baseline_is_a_plain_vae_beside_any_method(options, tmp_path):
 
 
 @pytest.mark.parametrize("preset", ["digits", "mnist", "mnist_viwae", "paper"])
-def test_the_baseline_decodes_as_often_as_the_method(preset):
+@pytest.mark.parametrize("particles", [1, 5])
+def test_the_baseline_decodes_as_often_as_one_decoder_of_the_method(preset, particles):
     config = load_preset(preset)
-    dealt = replace(config, method=replace(config.method, theta_particles=1, pairing="full"))
-    beside = baseline(dealt)
+    full = replace(config.method, theta_particles=particles, pairing="full")
+    own = replace(config, method=full)
+    beside = baseline(own)
     assert beside is not None
-    assert make_plan(beside).decoder_passes == make_plan(dealt).decoder_passes
+    assert make_plan(own).decoder_passes == particles * make_plan(beside).decoder_passes
 
 
 @pytest.mark.parametrize("method", ["vae", "iwae"])
