@@ -11,7 +11,8 @@ STEIN = ("stein_vae", "stein_viwae")
 
 
 class Switch(NamedTuple):
-    """A value of another setting that leaves this one unread, unless a third acts by a value."""
+    """A value of another setting, or a number that follows from several, that leaves this one
+    unread, unless a third acts by a value."""
 
     setting: str
     value: object
@@ -43,7 +44,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
 SWITCHES: dict[str, tuple[Switch, ...]] = {
     "self_term": (MOVED,),
     "weights": (Switch("importance_samples", 1),),
-    "theta_bandwidth": (Switch("theta_particles", 1), Switch("fixed_theta", True)),
+    "theta_bandwidth": (Switch("decoders", 1), Switch("fixed_theta", True)),
     "log_q": (MOVED, Switch("importance_samples", 1), Switch("weights", "none")),
     "bandwidth": (MOVED, Switch("kernel", "linear", unless=("log_q", "kde"))),
     "bandwidth_factor": (MOVED, Switch("kernel", "linear")),
@@ -110,7 +111,7 @@ def _idle(method: MethodConfig, name: str) -> str | None:
         return _of_others(method, readers)
     for setting, value, unless in SWITCHES.get(name, ()):
         if getattr(method, setting) == value and not (unless and _acts(method, *unless)):
-            return f"with method.{setting} {value}"
+            return "with one decoder" if setting == "decoders" else f"with method.{setting} {value}"
     return None
 
 

@@ -51,6 +51,8 @@ CASES = [
     VIWAE,
     VIWAE | {"importance_samples": 1},
     VIWAE | {"weights": "none", "theta_particles": 2},
+    VIWAE | {"weights": "paper", "theta_particles": 1},  # a decoder for each of the k codes
+    VIWAE | {"weights": "paper", "theta_particles": 1, "importance_samples": 1},
     VIWAE | {"move_codes": True},
     VIWAE | {"kernel": "linear"},
     VIWAE | {"kernel": "linear", "log_q": "kde"},
@@ -150,6 +152,9 @@ def test_reasons_are_given():
     ]
     assert lines(kernel="linear", bandwidth=2.0) == [
         "method.bandwidth = 2.0 has no effect with method.kernel linear"
+    ]
+    assert lines(theta_particles=1, theta_bandwidth=2.0) == [
+        "method.theta_bandwidth = 2.0 has no effect with one decoder"
     ]
     assert lines(name="stein_viwae", importance_samples=50) == []
 
