@@ -19,6 +19,7 @@ from typing import Any
 
 from steinvae.cli import SECTIONS, build_config, make_parser
 from steinvae.config import Config
+from steinvae.config.unread import NEEDS
 from steinvae.config_tree import to_dict
 from steinvae.signals import run_command
 
@@ -44,12 +45,6 @@ ACT_ON_RESIDUAL = ("trainer.precision", "trainer.compile")
 
 IN_PLACE = {"evaluation.images": "--images", "evaluation.samples": "--samples"}
 """Settings of the form --run_dir DIR: the option that takes their place after RUN."""
-
-UNREAD = {
-    "diagonal": ("evaluation.fit_samples",),
-    "encoder": ("evaluation.fit_samples", "evaluation.inflation"),
-}
-"""By the proposal: what it does not look at."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,7 +103,8 @@ def _refusal(name: str, wanted: Config, reported: bool) -> str | None:
         return None if reported else f"for the form --run_dir DIR; after RUN give {IN_PLACE[name]}"
     if name == "evaluation.proposal" and proposal == "encoder" and not reported:
         return "for the form --run_dir DIR; after RUN give --estimators elbo"
-    if name in UNREAD.get(proposal, ()) and (reported or proposal != "encoder"):
+    needs = NEEDS.get(name) if name.startswith("evaluation.") else None  # the proposal has a say
+    if needs and proposal not in needs.readers and (reported or proposal != "encoder"):
         return f"does not act with evaluation.proposal {proposal}"
     if name in ACT:
         return None

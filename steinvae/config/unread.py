@@ -1,11 +1,11 @@
-"""Settings that the chosen method never reads, so that a run can say so."""
+"""Settings that the method, networks, data or device never read, so that a run can say so."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from steinvae.config import GROUPED, Config, MethodConfig
+from steinvae.config import COUNTS, GROUPED, IN_FILES, Config, MethodConfig
 
 STEIN = ("stein_vae", "stein_viwae")
 
@@ -63,9 +63,67 @@ OF_MODEL: dict[str, tuple[str, ...]] = {
 """Settings of `model` that not every method reads, and those that do."""
 
 
+class Needs(NamedTuple):
+    """What of a configuration decides whether a setting is read."""
+
+    found: Callable[[Config], str]
+    readers: tuple[str, ...]
+    why: str
+    """Of another than `readers`, which takes the place of {}."""
+
+
+def _encoder(config: Config) -> str:
+    return config.method.encoder_kind(config.model)
+
+
+def _data(config: Config) -> str:
+    return config.data.name
+
+
+def _proposal(config: Config) -> str:
+    return config.evaluation.proposal
+
+
+def _arithmetic(config: Config) -> str:
+    if config.trainer.precision != "tf32":
+        return "any"
+    if config.trainer.device != "auto":
+        return {"cpu": "CPU"}.get(config.trainer.device, "GPU")
+    import torch  # which this package does without, so that --help is fast
+
+    return "GPU" if torch.cuda.is_available() else "CPU"
+
+
+_WITH_DATA, _WITH_ENCODER = "with data.name {}", "with an encoder of the form {}"
+_WITH_PROPOSAL, _LAYERED = "with evaluation.proposal {}", "with the decoder {}"
+
+NEEDS: dict[str, Needs] = {
+    "data.binarization": Needs(_data, ("digits", "mnist", "binarized_mnist"), _WITH_DATA),
+    "data.bad_records": Needs(_data, (*(set(COUNTS) - {"rcv1"}), IN_FILES), _WITH_DATA),
+    "data.side": Needs(_data, (IN_FILES,), _WITH_DATA),
+    "data.crop": Needs(_data, (IN_FILES,), _WITH_DATA),
+    "data.workers": Needs(_data, (IN_FILES,), _WITH_DATA),
+    "model.gamma_shapes": Needs(lambda config: config.decoder, ("deep_poisson",), _LAYERED),
+    "model.start": Needs(lambda config: config.decoder, ("deep_poisson",), _LAYERED),
+    "model.noise_hidden": Needs(_encoder, ("flow", "residual"), _WITH_ENCODER),
+    "model.flow_blocks": Needs(_encoder, ("flow",), _WITH_ENCODER),
+    "model.output_scale": Needs(_encoder, ("concat",), _WITH_ENCODER),
+    "trainer.precision": Needs(_arithmetic, ("any", "GPU"), "on a {}"),
+    "trainer.nonfinite_limit": Needs(
+        lambda config: config.trainer.on_nonfinite,
+        ("skip", "rollback"),
+        "with trainer.on_nonfinite {}",
+    ),
+    "evaluation.fit_samples": Needs(_proposal, ("fitted",), _WITH_PROPOSAL),
+    "evaluation.inflation": Needs(_proposal, ("fitted", "diagonal"), _WITH_PROPOSAL),
+}
+"""Settings of all sections but `method` that networks, data or device may leave unread. rcv1 has no
+lines that could be bad."""
+
+
 def unread(config: Config, defaults: Config) -> list[str]:
-    """Names under `method`, and of OF_MODEL, that differ from `defaults`, which are those of the
-    preset, and that nothing learned depends on; a logged statistic may."""
+    """Names under `method`, and of OF_MODEL and NEEDS, that differ from `defaults`, which are those
+    of the preset, and that nothing learned or reported depends on; a logged statistic may."""
     return [setting for setting, _ in _found(config, defaults)]
 
 
@@ -79,6 +137,7 @@ def unread_lines(config: Config, defaults: Config) -> list[str]:
 
 def _found(config: Config, defaults: Config) -> Iterator[tuple[str, str]]:
     settings = [f"model.{name}" for name in OF_MODEL] + [f"method.{name}" for name in READ_BY]
+    settings += NEEDS
     for setting in settings:
         if _value(config, setting) != _value(defaults, setting):
             why = _why(config, setting)
@@ -93,6 +152,9 @@ def _value(config: Config, setting: str) -> Any:
 
 def _why(config: Config, setting: str) -> str | None:
     section, name = setting.split(".")
+    if setting in NEEDS:
+        found, readers, why = NEEDS[setting]
+        return None if (own := found(config)) in readers else why.format(own)
     if section == "method":
         of_labels = name == "theta_bandwidth" and config.data.labelled  # label decoders read it too
         return None if of_labels and config.method.is_stein else _idle(config.method, name)
