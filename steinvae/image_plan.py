@@ -54,6 +54,9 @@ def make_image_plan(config: Config) -> Plan:
     wide = 2 if config.trainer.precision == "bfloat16" else BYTES  # of an activation
     exact = seen * _OF_IMAGE * pixels + 2 * pairs * model.codes
     decoding = together * (wide * seen * kept + BYTES * exact)
+    passes = images * pairs
+    if method.name == "supervised":  # by label decoders alone
+        passes = decoding = 0
     labels = _label_parameters(config) if config.data.labelled else 0
     validation = config.evaluation.validation_images * config.evaluation.validation_samples
     return Plan(
@@ -62,9 +65,9 @@ def make_image_plan(config: Config) -> Plan:
         encoder_parameters=encoder,
         codes=samples,
         images=images,
-        decoder_passes=images * pairs,
+        decoder_passes=passes,
         validation_passes=validation * method.decoders or None,
-        flops=3 * 2 * images * pairs * _products(config, stack),
+        flops=3 * 2 * passes * _products(config, stack),
         images_at_once=together,
         decoding_bytes=decoding,
         encoder_images_at_once=images,

@@ -143,6 +143,8 @@ def make_plan(config: Config) -> Plan:
     if method.is_stein and method.pairing == "full":
         pairs *= method.theta_particles
     passes = images * pairs * (2 if method.move_codes else 1)
+    if method.name == "supervised":  # by label decoders alone
+        passes = 0
     at_once = min(images, max(1, PAIRS_AT_ONCE // (pairs * shape.of_pair)))
     tangents = method.name == "flow_elbo" and kind in ("flow", "residual")
     outputs = sum(fan_out for _, fan_out in layers)  # as `chunks.numbers_of_a_code` has it
@@ -164,7 +166,7 @@ def make_plan(config: Config) -> Plan:
         validation_passes=validation * method.decoders or None,
         flops=3 * 2 * passes * shape.products,
         images_at_once=at_once,
-        decoding_bytes=BYTES * shape.activations(at_once, pairs),
+        decoding_bytes=BYTES * shape.activations(at_once, pairs) if passes else 0,
         encoder_images_at_once=drawn_at_once,
         encoder_bytes=BYTES * drawn_at_once * of_image,
         density_bytes=BYTES * _tangents(model, images * samples) if exact else 0,

@@ -44,10 +44,8 @@ class Work:
 
 
 def work_of(config: Config) -> Work:
-    """By arithmetic, as `--plan` has it. Labels go through other networks, which it leaves out."""
+    """By arithmetic, as `--plan` has it: of decoders of examples, not of label decoders."""
     images = config.trainer.batch_size
-    if config.data.labelled:
-        return Work(images, None, None)
     try:
         plan = make_plan(config)
     except ValueError:  # it says for what it has no arithmetic

@@ -92,6 +92,12 @@ def test_an_update_holds_what_the_plan_says(settings):
     assert 0.85 < ratio < 1.4, ratio
 
 
+def test_what_labels_alone_train_decodes_nothing():
+    plan = make_image_plan(scaled(name="supervised", zeta=None))
+    assert (plan.decoder_passes, plan.flops, plan.decoding_bytes) == (0, 0, 0)
+    assert plan.encoder_bytes > 0
+
+
 def test_what_does_not_fit_is_refused_with_advice(capsys, monkeypatch):
     config = load_preset("imagenet")
     kept = replace(config, trainer=replace(config.trainer, recompute=False))

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from steinvae import train
-from steinvae.config import ModelConfig
+from steinvae.config import LABELLED, ModelConfig
 from steinvae.models.closed_form import ClosedForm
 from steinvae.models.conv import BernoulliConv
 from steinvae.models.mlp import BernoulliMlp
@@ -46,10 +46,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("method", CASES.values(), ids=CASES.keys())
-def test_passes_are_those_of_an_update(method, tiny, digits, tmp_path):
-    config = tiny(method=method)
-    trainer, plan = Trainer(config, digits, tmp_path), make_plan(config)
+def passes_of_an_update(trainer: Trainer) -> list[int]:
+    """Pairs of a code and a decoder, call by call."""
     model, calls = trainer.networks.model, []
     assert isinstance(model, BernoulliMlp)
     original = model.pair_gradients
@@ -61,9 +59,28 @@ def test_passes_are_those_of_an_update(method, tiny, digits, tmp_path):
 
     model.pair_gradients = counting  # type: ignore[method-assign]
     trainer.update(0, monitor=False)
+    return calls
+
+
+@pytest.mark.parametrize("method", CASES.values(), ids=CASES.keys())
+def test_passes_are_those_of_an_update(method, tiny, digits, tmp_path):
+    config = tiny(method=method)
+    trainer, plan = Trainer(config, digits, tmp_path), make_plan(config)
+    calls = passes_of_an_update(trainer)
     assert calls == [plan.decoder_passes]
     assert plan.images_at_once == config.trainer.batch_size
     assert plan.encoder_images_at_once == config.trainer.batch_size
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_passes_with_labels_are_those_of_both_halves(name, tiny, digits, tmp_path):
+    data = {"labels_per_class": 5}
+    config = tiny(data=data, method={"name": name, "theta_particles": 3})
+    trainer, plan = Trainer(config, digits, tmp_path), make_plan(config)
+    calls = passes_of_an_update(trainer)
+    assert sum(calls) == plan.decoder_passes == trainer.work.decoder_passes
+    decodes = name != "supervised"
+    assert (plan.decoder_passes > 0, plan.decoding_bytes > 0) == (decodes, decodes)
 
 
 @pytest.mark.parametrize("encoder", ["flow", "residual", "concat", "gaussian", "triangular"])

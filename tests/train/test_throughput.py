@@ -10,6 +10,7 @@ from steinvae import throughput, train
 from steinvae.config import Config
 from steinvae.logging import MetricsWriter, Progress, read_metrics
 from steinvae.plan import make_plan
+from steinvae.presets import load_preset
 from steinvae.signals import StopRequest
 from steinvae.throughput import Work, work_of
 from steinvae.trainer import Trainer
@@ -40,7 +41,11 @@ def test_work_is_that_of_the_plan_where_there_is_one(tiny):
     assert work_of(Config()) == Work(plan.images, plan.decoder_passes, plan.flops)
     images = tiny().trainer.batch_size
     assert work_of(tiny(data={"name": "own"})) == Work(images, None, None)
-    assert work_of(tiny(data={"labels_per_class": 5})) == Work(16, None, None)
+    for preset in ("imagenet", "tiny_imagenet", "mnist_labels"):
+        labelled = load_preset(preset)
+        plan = make_plan(labelled)
+        assert work_of(labelled) == Work(plan.images, plan.decoder_passes, plan.flops)
+        assert plan.flops > 0
 
 
 def test_a_line_beside_every_line_of_metrics(tiny, digits, tmp_path, monkeypatch):
