@@ -6,6 +6,7 @@ a kernel, and how wide particles end up. A few minutes on one core; needs scikit
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 from collections.abc import Callable
@@ -176,6 +177,7 @@ def summed_or_mean() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m bench.guide", description=__doc__).parse_args()
     torch.set_num_threads(1)
     summed_or_mean()
     posterior()

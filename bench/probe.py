@@ -6,6 +6,7 @@ Memory on Linux only: the peak is VmHWM of /proc/self/status.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -86,5 +87,11 @@ def _status(field: str) -> int:
 
 
 if __name__ == "__main__":
-    measure = {"memory": extra_memory, "first_call": first_call}[sys.argv[1]]
-    print(json.dumps(measure(sys.argv[2], sys.argv[3], int(sys.argv[4]))))
+    kinds = {"memory": extra_memory, "first_call": first_call}
+    parser = argparse.ArgumentParser(prog="python -m bench.probe", description=__doc__)
+    parser.add_argument("kind", choices=kinds)
+    parser.add_argument("method", metavar="METHOD", help="a name in bench/methods.py")
+    parser.add_argument("shape", metavar="SHAPE", help="MxD or BxMxD")
+    parser.add_argument("threads", metavar="THREADS", type=int)
+    found = parser.parse_args()
+    print(json.dumps(kinds[found.kind](found.method, found.shape, found.threads)))

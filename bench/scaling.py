@@ -6,6 +6,7 @@ in the running program; the rates are named in the table, and nothing here is me
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 from typing import NamedTuple
@@ -178,6 +179,7 @@ PAGES = {MARKS: page, UPDATE_MARKS: update_page}
 
 
 def main() -> int:
+    argparse.ArgumentParser(prog="python -m bench.scaling", description=__doc__).parse_args()
     for marks, draw in PAGES.items():
         if not fill(ROOT / PAGE, draw(), *marks):
             print(f"{PAGE}: no {marks[0]} ... {marks[1]}", file=sys.stderr)
