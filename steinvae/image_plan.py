@@ -1,11 +1,14 @@
-"""The plan of an update of the all-convolutional nets, and whether a device can hold it."""
+"""The plan of an update of the all-convolutional nets, and whether a device can hold it or that of
+other networks."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import torch
 
@@ -22,7 +25,7 @@ from steinvae.models.stages import (
     code_side,
     kept_numbers,
 )
-from steinvae.plan import BYTES, STATE_COPIES, Plan
+from steinvae.plan import BYTES, STATE_COPIES, Plan, make_plan
 
 CLASSES = 1000
 """Of the labels that are planned; those of a data set are not known before it is read."""
@@ -101,6 +104,41 @@ def advice(config: Config, available: int | None = None, processes: int = 1) -> 
         helps.append("--method.pairing strat")
     helps.append("a smaller trainer.batch_size")
     helps.append("fewer method.code_particles or theta_particles")
+    return _shortage(planned, available, helps)
+
+
+def warning(config: Config, plan: Plan) -> str | None:
+    """The same of the `plan` of other networks, whose runs nothing refuses.
+
+    They decode in chunks, so that what takes the memory differs: what helps is found by planning.
+    """
+    available = device_bytes(config.trainer.device)
+    if config.model.network == "residual" or plan.total_bytes <= available:
+        return None
+    method, batch = config.method, config.trainer.batch_size
+    tried = {
+        "fewer method.theta_particles": {"theta_particles": max(1, method.theta_particles // 2)},
+        "--method.pairing strat": {"pairing": "strat"},
+        "fewer method.code_particles": {"code_particles": max(1, method.code_particles // 2)},
+    }
+    helps = [
+        help for help, changes in tried.items() if _is_lighter(config, plan, {"method": changes})
+    ]
+    if _is_lighter(config, plan, {"trainer": {"batch_size": max(1, batch // 2)}}):
+        helps.append("a smaller trainer.batch_size")
+    return _shortage(plan.total_bytes, available, helps or ["smaller networks"])
+
+
+def _is_lighter(config: Config, plan: Plan, changes: dict[str, dict[str, Any]]) -> bool:
+    """Whether changed settings, by section, take less memory than `plan` by a twentieth."""
+    try:
+        sections = {name: replace(getattr(config, name), **own) for name, own in changes.items()}
+        return make_plan(replace(config, **sections)).total_bytes < 0.95 * plan.total_bytes
+    except ValueError:  # refused
+        return False
+
+
+def _shortage(planned: int, available: int, helps: Sequence[str]) -> str:
     return (
         f"an update needs about {planned / 1e9:.1f} GB, the device has {available / 1e9:.1f} GB; "
         f"try {', '.join(helps)} (--plan shows what takes it)"

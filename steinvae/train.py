@@ -73,18 +73,20 @@ def say_unread(config: Config) -> None:
 
 
 def plan(config: Config) -> int:
-    """Print what an update costs; 1 where this device cannot hold it, or nothing can be planned."""
-    from steinvae.image_plan import advice
+    """Print what an update costs; 1 where a run is refused since this device cannot hold it, or
+    where nothing can be planned."""
+    from steinvae.image_plan import advice, warning
     from steinvae.plan import make_plan
 
     try:
-        print(make_plan(config).report())
-        against = advice(config)
+        made = make_plan(config)
+        print(made.report())
+        against, warned = advice(config), warning(config, made)
     except ValueError as error:  # networks that cannot be made, or data of unknown size
         print(f"steinvae.train: {error}", file=sys.stderr)
         return 1
-    if against:
-        print(f"steinvae.train: {against}", file=sys.stderr)
+    if against or warned:
+        print(f"steinvae.train: {against or warned}", file=sys.stderr)
     return 1 if against else 0
 
 

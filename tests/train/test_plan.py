@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from steinvae import train
+from steinvae.cli import parse_config
 from steinvae.config import LABELLED, ModelConfig
 from steinvae.models.closed_form import ClosedForm
 from steinvae.models.conv import BernoulliConv
@@ -179,6 +180,32 @@ def test_validation_of_all_images_is_not_called_free():
     config = load_preset("text")
     assert config.evaluation.validation_images == 0
     assert "of all validation images" in make_plan(config).report()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "helps"),
+    [
+        (["--preset=paper"], "try fewer method.theta_particles ("),
+        (
+            [],
+            "try fewer method.theta_particles, --method.pairing strat, "
+            "fewer method.code_particles, a smaller trainer.batch_size (",
+        ),
+        (["--model.hidden=[5000,5000]", "--method.name=vae"], "try smaller networks ("),
+    ],
+)
+def test_what_does_not_fit_is_planned_with_a_warning(arguments, helps, capsys, monkeypatch):
+    total = make_plan(parse_config("train", "", arguments)).total_bytes
+    monkeypatch.setattr("steinvae.image_plan.device_bytes", lambda device: total - 1)
+    assert train.main([*arguments, "--plan"]) == 0
+    shown = capsys.readouterr()
+    assert "memory: in all, about:" in shown.out
+    (line,) = shown.err.splitlines()
+    assert line.startswith("steinvae.train: an update needs about ")
+    assert helps in line
+    monkeypatch.setattr("steinvae.image_plan.device_bytes", lambda device: total)
+    assert train.main([*arguments, "--plan"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_command_prints_the_plan_and_trains_nothing(tmp_path, capsys, monkeypatch):
