@@ -40,7 +40,7 @@ ROWS: dict[str, Row] = {
     "deep Poisson, VAE": Row(True, "vae"),
     "deep Poisson, Stein VAE": Row(True, "stein_vae"),
     "deep Poisson, Stein VIWAE": Row(True, "stein_viwae"),
-    "control: its encoder by the ELBO": Row(True, "flow_elbo"),
+    "control: layered encoder by ELBO": Row(True, "flow_elbo"),
 }
 FIRST = ("deep Poisson, Stein VIWAE", "NVDM: VAE", "deep Poisson, Stein VAE")
 """What the claims are about runs first."""

@@ -32,7 +32,7 @@ TITLES = {
 PER_DOCUMENT, CORPUS = "perplexity_per_document", "perplexity_corpus"
 
 VIWAE, STEIN, NVDM = "deep Poisson, Stein VIWAE", "deep Poisson, Stein VAE", "NVDM: VAE"
-CONTROL, DEEP_VAE = "control: its encoder by the ELBO", "deep Poisson, VAE"
+CONTROL, DEEP_VAE = "control: layered encoder by ELBO", "deep Poisson, VAE"
 
 ANY_TIME = ("steps", "minutes")
 """What may differ between a cell and its records where all budgets are looked for."""
