@@ -130,7 +130,8 @@ def short(base: Config, seeds: Sequence[int], records: Sequence[Record]) -> str:
     return (
         f"{table}\n\nTest NLL in nats an image, lower is better, mean ± standard error over "
         f"seeds; {drawing.name('ais')} and {drawing.name('iw_g')} on the same test images. "
-        "The control has no Stein encoder."
+        "The errors are conditional on these images and on this effort of AIS. "
+        "The control has no Stein encoder: its Gaussian is diagonal and follows its ELBO."
     )
 
 
@@ -216,7 +217,8 @@ def _caption(drawing: Drawing) -> str:
     )
     return (
         f"Test NLL in nats an image, lower is better: {', '.join(n for n in names if n)}{images}; "
-        "± is the standard error over seeds (the column counts those with AIS). "
+        "± is the standard error over seeds (the column counts those with AIS), conditional on "
+        "these images and on this effort of AIS. "
         "All four are upper bounds in expectation where not "
         "marked. cpu s: processor seconds of a run. ESS of k: effective codes of a group at the "
         "end of training; of iw_g: effective samples, median over images."
