@@ -2,8 +2,8 @@
 
 The proposal's density is known, so it bounds log p(x) from below in expectation for every encoder,
 injective or not, without the density of the encoder. In hundreds of codes a fit takes thousands of
-them and a wider proposal costs 0.03 nats a code; there an encoder that has a density is its own
-proposal (`s_elbo`).
+them and a wider proposal costs up to 0.03 nats a code; there an encoder that has a density is its
+own proposal (`s_elbo`).
 
 Shapes: M decoders, B images of X pixels, n samples an image, d code dimensions. Units: nats.
 """

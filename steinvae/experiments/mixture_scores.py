@@ -26,7 +26,10 @@ PLAIN, JACOBIAN, KERNEL = (
 
 
 def floor(model: GaussianMixture, points: Tensor, seed: int) -> list[Score]:
-    """Two independent exact sets against each other: what no method can go below."""
+    """Two independent exact sets against each other: what exact draws score.
+
+    An estimate with noise of its own: resampled draws have scored below it.
+    """
     posterior = model.posterior(points)
     draws = posterior.draw(DRAWS, step_generator(seed, 1, "exact"))
     return _compare(posterior, draws, _exact(posterior), PLAIN)
