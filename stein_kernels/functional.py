@@ -53,7 +53,7 @@ def _on_shards(function: _Function) -> _Function:
 
     @functools.wraps(function)
     def call(*given: Any, **named: Any) -> Tensor:
-        arguments = tuple(autocasted(value) for value in given)
+        arguments = tuple(map(autocasted, given))
         options = {name: autocasted(value) for name, value in named.items()}
         for value in (*arguments, *options.values()):
             if isinstance(value, Tensor) and hasattr(value, "device_mesh"):
@@ -307,8 +307,8 @@ def _direction(op, x, grad, weights, query, bandwidth, leave_one_out):
     )
     phi = phi.reshape(*x.shape[:-2], *phi.shape[1:])
     if leave_one_out and weights is not None:
-        phi = phi * reference.renormaliser(weights)[..., None]
-    return phi.to(dtype)
+        phi = (phi * reference.renormaliser(weights)[..., None]).to(dtype)
+    return phi
 
 
 def _divergence(op, x, grad, weights, query, bandwidth, leave_one_out):
@@ -323,8 +323,8 @@ def _divergence(op, x, grad, weights, query, bandwidth, leave_one_out):
     )
     divergence = divergence.reshape(*x.shape[:-2], divergence.shape[1])
     if leave_one_out and weights is not None:
-        divergence = divergence * reference.renormaliser(weights)
-    return divergence.to(dtype)
+        divergence = (divergence * reference.renormaliser(weights)).to(dtype)
+    return divergence
 
 
 def _widened(*values: Tensor) -> tuple[Tensor, ...]:
