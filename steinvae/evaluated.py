@@ -15,10 +15,10 @@ from typing import Any
 from steinvae._manifest import sha256_file
 from steinvae.config import Config
 from steinvae.data import Dataset
-from steinvae.data.identity import DIGITS
+from steinvae.data.identity import DIGITS, SHARED, differences, identity
 from steinvae.density import evenly_spaced
 from steinvae.networks import Networks
-from steinvae.run import MODEL, read_config
+from steinvae.run import MODEL, RESULT, read_config
 
 JSON = "evaluation.json"
 FINGERPRINTED = 100
@@ -40,6 +40,28 @@ def head(run_dir: Path, config: Config, dataset: Dataset, networks: Networks) ->
         "left_out": {},
         "differences": [],
     }
+
+
+def check_data(run_dir: Path, dataset: Dataset) -> str:
+    """What to say where the test examples are not those of the run; empty where they are.
+
+    Another test split may be meant, as another binarisation is. Errors: ValueError where classes or
+    words are called otherwise than in the run, which makes another thing of every number.
+    """
+    try:
+        result = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""  # the parameters are enough for an evaluation
+    before = result.get("data") if isinstance(result, dict) else None
+    if not isinstance(before, dict):
+        return ""  # of a version that did not record it
+    now = identity(dataset.train, dataset)
+    changed = differences(*({n: v for n, v in own.items() if n in SHARED} for own in (before, now)))
+    if changed:
+        raise ValueError(f"the data are not those of the run in {run_dir}: {changed}")
+    tests = ({n: v for n, v in own.items() if n.startswith("test.")} for own in (before, now))
+    changed = differences(*tests)
+    return changed and f"the test split is not that of the run in {run_dir}: {changed}"
 
 
 def read_earlier(run_dir: Path, own: Mapping[str, Any]) -> dict[str, Any]:

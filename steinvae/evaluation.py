@@ -22,7 +22,7 @@ from steinvae.data import CountDataset, Dataset
 from steinvae.density import ESTIMATORS, Annealing, Finding, Suite, evenly_spaced, measure_all
 from steinvae.density.findings import mean_and_error
 from steinvae.density.suite import uncomputable
-from steinvae.evaluated import JSON, head, merge, read_earlier
+from steinvae.evaluated import JSON, check_data, head, merge, read_earlier
 from steinvae.labels.results import ESTIMATOR, label_metrics, label_quality, label_table
 from steinvae.labels.task import count_classes
 from steinvae.networks import Networks
@@ -269,6 +269,9 @@ def write_all(
 
 def _load(run_dir: Path, config: Config) -> tuple[Dataset, Networks]:
     dataset = load_data(config)
+    other = check_data(Path(run_dir), dataset)
+    if other:
+        _say(other)
     classes = count_classes(config, dataset) if config.data.labelled else None
     return dataset, load_model(run_dir, config, dataset.train.features, classes)
 

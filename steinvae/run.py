@@ -24,6 +24,7 @@ from steinvae.checkpoint import lock_run_dir
 from steinvae.config import GROUPED, IN_FILES, Config, MethodConfig
 from steinvae.config_tree import from_dict, to_dict
 from steinvae.data import CountDataset, Dataset, load, step_generator
+from steinvae.data.identity import identity
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.density.suite import normalised
 from steinvae.device import choose_device, prepare_process
@@ -245,6 +246,7 @@ def describe(trainer: Trainer, estimate: Estimate, selected: int) -> dict[str, A
         "method": method.name,
         **own,
         "data_set": trainer.dataset.name,
+        "data": identity(dataset.train, dataset),
         "binarization": trainer.dataset.binarization,
         "steps": trainer.step,
         "selected_step": selected,

@@ -84,7 +84,7 @@ class Trainer:
             "passed_over": 0,
             "seconds": 0.0,
             "cpu_seconds": 0.0,
-            "data": identity(dataset.train),
+            "data": identity(dataset.train, dataset),
         }
         self.step = 0
         own = Work(batch_size, None, None)  # networks that the configuration does not describe
