@@ -48,6 +48,32 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold `path` for one process at a time, waiting for others (flock on a hidden file beside it).
+
+    The file is locked and not `path`, which `replacing` makes another file every time. It goes
+    again, so whoever has waited looks whether it is still the one that others see.
+    """
+    import fcntl  # POSIX only; the rest of this module is not
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        with lock.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                if not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                    continue
+            except FileNotFoundError:
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink()
+            return
+
+
 def sync(path: Path) -> None:
     """Flush a file's content, or a directory's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 import torch
 
-from steinvae._atomic import write_text
+from steinvae._atomic import alone, write_text
 
 RESULT_KEYS = (
     "method",
@@ -166,17 +166,20 @@ def tidy_record(
 
 
 def append_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Append tidy records to a .jsonl file, all of them or none.
+    """Append tidy records to a .jsonl file, all of them or none, beside other processes that do.
 
-    Errors: ValueError for missing keys, NaN, and a file whose last line is incomplete.
+    A link stays one. Errors: ValueError for missing keys, NaN, and a file whose last line is
+    incomplete.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # or the link would be replaced by a file
     for record in records:
         _check_keys("append_records: record", RECORD_KEYS, record)
-    earlier = path.read_text("utf-8") if path.exists() else ""
-    if earlier and not earlier.endswith("\n"):
-        raise ValueError(f"{path}: expected complete lines, the last one is cut short")
-    write_text(path, earlier + "".join(json.dumps(r, allow_nan=False) + "\n" for r in records))
+    text = "".join(json.dumps(r, allow_nan=False) + "\n" for r in records)
+    with alone(path):
+        earlier = path.read_text("utf-8") if path.exists() else ""
+        if earlier and not earlier.endswith("\n"):
+            raise ValueError(f"{path}: expected complete lines, the last one is cut short")
+        write_text(path, earlier + text)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -251,6 +252,35 @@ def test_records_that_do_not_fit_are_refused_and_change_nothing(tmp_path):
     os.truncate(path, len(before) - 1)
     with pytest.raises(ValueError, match="the last one is cut short"):
         append_records(path, [record()])
+
+
+def append_in_turn(path: Path, who: str, count: int) -> None:
+    for seed in range(count):
+        append_records(path, [dict.fromkeys(report.RECORD_KEYS, 0) | {"seed": seed, "method": who}])
+
+
+def test_two_commands_lose_no_record_of_one_file(tmp_path):
+    """Records are added by writing the whole file anew: without a lock, the last one wins."""
+    path, both = tmp_path / "r.jsonl", multiprocessing.get_context("fork")
+    commands = [both.Process(target=append_in_turn, args=(path, who, 40)) for who in "ab"]
+    for command in commands:
+        command.start()
+    for command in commands:
+        command.join(60)
+        assert command.exitcode == 0
+    found = [(each["method"], each["seed"]) for each in read_records(path)]
+    assert sorted(found) == [(who, seed) for who in "ab" for seed in range(40)]
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_link_to_records_stays_a_link(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    path, link = tmp_path / "elsewhere" / "r.jsonl", tmp_path / "r.jsonl"
+    link.symlink_to(path)
+    append_records(link, [record()])
+    append_records(link, [record()])
+    assert link.is_symlink()
+    assert len(read_records(path)) == 2
 
 
 def test_tables_are_aligned_and_escaped():
