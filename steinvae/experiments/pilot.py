@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from steinvae._atomic import write_text
+from steinvae.checkpoint import lock_run_dir
 from steinvae.data import Dataset
 from steinvae.device import prepare_process
 from steinvae.experiments.cells import Cell
@@ -26,17 +27,19 @@ _WARM, _TIMED = 5, 40
 def with_steps(cell: Cell, dataset: Dataset, run_dir: Path) -> Cell:
     """The cell with the steps that its minutes of updates give; itself where it has none.
 
-    The pilot's result stays in the run folder. Errors: ValueError where it was for other minutes.
+    The pilot's result stays in the run folder, which is held meanwhile: steps that another process
+    trains for already are never replaced. Errors: ValueError where it was for other minutes;
+    InUseError where another process has the folder and there is no result yet.
     """
     if cell.minutes is None:
         return cell
     path = cell.folder(run_dir) / PILOT
-    if path.exists():
-        found = json.loads(path.read_text("utf-8"))
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found = pilot(cell, dataset, cell.minutes)
-        write_text(path, json.dumps(found, indent=2) + "\n")
+    if not path.exists():
+        with lock_run_dir(path.parent):
+            if not path.exists():  # another process may have been here before the lock
+                found = pilot(cell, dataset, cell.minutes)
+                write_text(path, json.dumps(found, indent=2) + "\n")
+    found = json.loads(path.read_text("utf-8"))
     if found["minutes"] != cell.minutes:
         raise ValueError(
             f"{path.parent} was begun with minutes {found['minutes']}, got {cell.minutes}: "

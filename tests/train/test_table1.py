@@ -154,6 +154,25 @@ def test_the_pilot_runs_once(tiny, digits, tmp_path, monkeypatch):
     assert pilot.with_steps(untimed, digits, tmp_path) is untimed
 
 
+def test_a_pilot_is_run_by_one_process_at_a_time(tiny, digits, tmp_path, monkeypatch):
+    """A second one would write other steps than those that the first then trains for."""
+    cell = Cell(VAE, tiny(method={"name": "vae"}), minutes=0.01)
+    folder, measured_once = cell.folder(tmp_path), pilot.pilot
+    with lock_run_dir(folder), pytest.raises(InUseError, match="in use by"):
+        pilot.with_steps(cell, digits, tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == [".lock"]
+
+    def beside(*arguments):
+        with pytest.raises(InUseError, match="in use by"):
+            pilot.with_steps(cell, digits, tmp_path)
+        return measured_once(*arguments)
+
+    monkeypatch.setattr(pilot, "pilot", beside)
+    steps = pilot.with_steps(cell, digits, tmp_path).config.trainer.max_steps
+    with lock_run_dir(folder):  # its steps are known, and are read while it is trained
+        assert pilot.with_steps(cell, digits, tmp_path).config.trainer.max_steps == steps
+
+
 def test_records_of_another_machine_count_whatever_its_steps(tiny, digits, tmp_path):
     """Without run folders: all records of one run are enough, those of two runs are not."""
     cell = Cell(VAE, tiny(method={"name": "vae"}), minutes=0.01)
