@@ -32,7 +32,7 @@ EXPERIMENTS = (
     "table4",
 )
 SEEDS = (0, 1, 2)
-"""Those that are run by default, and drawn where the experiment has no SEEDS_DRAWN of its own."""
+"""Those that are run and drawn where the experiment has no SEEDS_RUN and SEEDS_DRAWN of its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     drawn = arguments.seeds or getattr(experiment, "SEEDS_DRAWN", SEEDS)
     try:
         if not arguments.draw:
-            experiment.run(arguments.root, arguments.seeds or SEEDS, output, run_dir, **options)
+            asked = arguments.seeds or getattr(experiment, "SEEDS_RUN", SEEDS)
+            experiment.run(arguments.root, asked, output, run_dir, **options)
         elif not before:
             raise ValueError(f"no records in {output}")
         table = experiment.table(output, drawn)
@@ -115,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("experiment", choices=EXPERIMENTS)
     add("--data.root", dest="root", help="directory that holds the data files")
-    add("--seeds", type=_seeds, help="to run and draw (default 0,1,2; tables 3, 4: all are drawn)")
+    add("--seeds", type=_seeds, help="default 0,1,2; tables 3, 4: as the budget, all are drawn")
     add("--output", type=Path, help="records (default docs/results/NAME.jsonl)")
     add("--run_dir", type=Path, help="run folders (default runs/reproduce/NAME)")
     add("--draw", action="store_true", help="run nothing: the table of the records that are there")

@@ -47,6 +47,8 @@ class Budget:
     networks: tuple[str, ...]
     per_class: tuple[int, ...]
     splits: int
+    """Where no others are chosen."""
+
     minutes: float | None
     """Of a cell, on one core or one GPU; None where the steps are those of the preset."""
 

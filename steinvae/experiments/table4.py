@@ -18,6 +18,9 @@ from steinvae.experiments.table4_cells import BUDGETS, NETS, PERCENT, ROWS, cell
 from steinvae.experiments.table4_draw import draw, paper_error
 
 NAME = "table4"
+SEEDS_RUN = None
+"""Where none are chosen: as many splits as the budget has."""
+
 SEEDS_DRAWN = None
 """Where none are chosen: all splits that have records."""
 
@@ -25,7 +28,11 @@ SEEDS_DRAWN = None
 def add_options(parser: ArgumentParser) -> None:
     """What `python -m steinvae.reproduce table4` takes beside what all experiments take."""
     add = parser.add_argument
-    add("--splits", type=int, help="labelled subsets 0, 1, ...; --seeds chooses them by name")
+    add(
+        "--splits",
+        type=int,
+        help="labelled subsets 0, 1, ...; --seeds names them (default: by budget)",
+    )
     add("--budget", choices=tuple(BUDGETS), help="default cpu")
     add("--nets", choices=NETS, help=f"default {NETS[0]}")
     add("--percent", help="of the labels, of 1,2,5,10,20,30,40 (default: all)")
@@ -36,7 +43,7 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(
     root: str | None,
-    seeds: Sequence[int],
+    seeds: Sequence[int] | None,
     output: Path,
     run_dir: Path,
     *,
@@ -50,6 +57,7 @@ def run(
 ) -> str:
     """Train and measure the cells that have no record yet, and return all tables.
 
+    `splits` go before `seeds`; without either they are 0, 1, ... as many as the budget has.
     Records of a cell are written when it is done; a cell that was stopped continues from its
     checkpoint in `run_dir`/<budget>.
 
@@ -67,7 +75,7 @@ def run(
     wanted = cells(
         replace(chosen, minutes=minutes or chosen.minutes),
         root,
-        tuple(seeds) if splits is None else range(splits),
+        range(splits or chosen.splits) if splits or not seeds else tuple(seeds),
         nets,
         PERCENT if shares is None else [int(share) for share in shares],
         row,

@@ -30,13 +30,15 @@ class Budget:
     """What is trained, and for how long."""
 
     splits: int
+    """Where no others are chosen."""
+
     minutes: float
     """Of a cell, of one core's time or of a GPU's."""
 
     device: Literal["cpu", "cuda"]
 
 
-BUDGETS = {"cpu": Budget(1, 60.0, "cpu"), "gpu": Budget(5, 60.0, "cuda")}
+BUDGETS = {"cpu": Budget(3, 60.0, "cpu"), "gpu": Budget(5, 60.0, "cuda")}
 
 
 def base(budget: Budget, nets: str, root: str | None) -> Config:

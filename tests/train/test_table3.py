@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from steinvae import reproduce
 from steinvae.experiments import table3, table3_cells
 from steinvae.experiments.paired_test import sign_flip_p
 from steinvae.experiments.table3_draw import draw, group, paper_error
@@ -129,6 +130,22 @@ def test_networks_and_budgets_are_apart():
 def test_wrong_options_are_named(options, text, tmp_path):
     with pytest.raises(ValueError, match=text):
         table3.run(None, (0,), tmp_path / "x.jsonl", tmp_path, **options)
+
+
+@pytest.mark.parametrize(("budget", "count"), [("small", 3), ("cpu", 3), ("gpu", 20)])
+def test_splits_are_those_of_the_budget_where_none_are_chosen(budget, count, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(table3, "run_labelled", lambda wanted, *_: asked.append(wanted))
+
+    def splits(*options: str) -> list[int]:
+        output = tmp_path / "none.jsonl"
+        arguments = [f"--budget={budget}", f"--output={output}", "--slice_minutes=1", *options]
+        assert reproduce.main(["table3", *arguments]) == 0
+        return sorted({cell.config.seed for cell in asked.pop()})
+
+    assert splits() == list(range(count))
+    assert splits("--splits=2") == [0, 1]
+    assert splits("--seeds=7,9") == [7, 9]
 
 
 def test_cells_are_run_once(tmp_path, monkeypatch, capsys, tiny):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from steinvae import reproduce
 from steinvae.config import CLASSES as IN_MEMORY
 from steinvae.experiments import table4, table4_cells
 from steinvae.experiments.table4_draw import PAPER, draw, group, paper_error
@@ -105,6 +106,22 @@ def test_cells_of_another_setting_stand_apart(changed, title):
 def test_wrong_options_are_named(options, text, tmp_path):
     with pytest.raises(ValueError, match=text):
         table4.run(None, (0,), tmp_path / "x.jsonl", tmp_path, **options)
+
+
+@pytest.mark.parametrize(("budget", "count"), [("cpu", 3), ("gpu", 5)])
+def test_splits_are_those_of_the_budget_where_none_are_chosen(budget, count, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(table4, "run_labelled", lambda wanted, *_: asked.append(wanted))
+
+    def splits(*options: str) -> list[int]:
+        output = tmp_path / "none.jsonl"
+        arguments = [f"--budget={budget}", f"--output={output}", "--slice_minutes=1", *options]
+        assert reproduce.main(["table4", *arguments]) == 0
+        return sorted({cell.config.seed for cell in asked.pop()})
+
+    assert splits() == list(range(count))
+    assert splits("--splits=2") == [0, 1]
+    assert splits("--seeds=7,9") == [7, 9]
 
 
 def test_cells_are_run_once(tmp_path, monkeypatch, capsys, tiny):
