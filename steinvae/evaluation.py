@@ -19,6 +19,7 @@ import torch
 from steinvae._atomic import write_text
 from steinvae.config import Config
 from steinvae.data import CountDataset, Dataset
+from steinvae.data.left_out import warnings
 from steinvae.density import ESTIMATORS, Annealing, Finding, Suite, evenly_spaced, measure_all
 from steinvae.density.findings import mean_and_error
 from steinvae.density.suite import uncomputable
@@ -269,6 +270,8 @@ def write_all(
 
 def _load(run_dir: Path, config: Config) -> tuple[Dataset, Networks]:
     dataset = load_data(config)
+    for line in warnings(dataset):
+        _say(line)
     other = check_data(Path(run_dir), dataset)
     if other:
         _say(other)

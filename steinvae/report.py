@@ -16,6 +16,7 @@ import numpy
 import torch
 
 from steinvae._atomic import alone, write_text
+from steinvae.data.left_out import names_shown, shown
 
 RESULT_KEYS = (
     "method",
@@ -310,6 +311,13 @@ def _run_section(result: Mapping[str, Any]) -> str:
         ("seed", result["seed"]),
         ("versions", versions_text),
         ("commit", result["commit"] or "not a git checkout"),
+    ]
+    left_out = result.get("skipped") or result.get("skipped_lines")
+    if left_out:
+        rows.append(("left out", shown(left_out)))
+    rows += [
+        (f"classes without {part} images", names_shown(classes))
+        for part, classes in result.get("lost_classes", {}).items()
     ]
     return "## Run\n\n" + markdown_table(("setting", "value"), rows)
 

@@ -25,6 +25,7 @@ from steinvae.config import GROUPED, IN_FILES, Config, MethodConfig
 from steinvae.config_tree import from_dict, to_dict
 from steinvae.data import CountDataset, Dataset, load, step_generator
 from steinvae.data.identity import identity
+from steinvae.data.left_out import lost_classes, skipped, warnings
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.density.suite import normalised
 from steinvae.device import choose_device, prepare_process
@@ -78,6 +79,8 @@ def run(config: Config, world: World | None = None) -> tuple[Path, list[dict[str
             if against is not None:
                 raise ValueError(against)
             dataset = load_data(config)
+            for line in warnings(dataset) if leads else ():
+                print(line, file=sys.stderr)
             trainer = prepare(config, dataset, run_dir, world)
             folder = run_dir / f"baseline-{config.trainer.baseline}"
             second = beside and prepare(beside, dataset, folder, world)
@@ -241,6 +244,7 @@ def describe(trainer: Trainer, estimate: Estimate, selected: int) -> dict[str, A
         own["topics"] = topic_results(trainer.networks, dataset)
     else:
         seen = evenly_spaced(len(dataset.test), SEEN)
+        own["skipped"], own["lost_classes"] = skipped(dataset), lost_classes(dataset)
         own["normalised"] = normalised(trainer.networks, dataset.test.batch(seen)).holds
     return {
         "method": method.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from steinvae import checkpoint, train
+from steinvae import checkpoint, evaluate, train
 from steinvae.config import Config
 from steinvae.config_tree import to_dict
 from steinvae.data.images.faults import Faults
@@ -62,6 +63,9 @@ def test_run_leaves_what_readers_need(images, tmp_path, capsys):
     """Label errors, pictures in colour, and a model that gives the same again."""
     run_dir, (result,) = run(images(run_dir=str(tmp_path / "run")))
     assert result["data_set"] == "image_folder"
+    assert result["skipped"] == result["lost_classes"] == {}
+    assert "left out" not in (run_dir / "report.md").read_text()
+    assert "data:" not in capsys.readouterr().err
     assert result["nll"]["estimator"] == "iw_d(5)"
     assert np.isfinite(result["nll"]["value"])
     assert result["labels"]["per_class"] == [12, 12, 12]
@@ -82,6 +86,26 @@ def test_run_leaves_what_readers_need(images, tmp_path, capsys):
         == 0
     )
     capsys.readouterr()
+
+
+def test_a_run_says_which_images_and_classes_it_left_out(images, tmp_path, capsys):
+    """Every test image of a class is damaged: its error is of no image."""
+    root = write_tree(tmp_path / "images")
+    for path in (root / "val" / "n1").iterdir():
+        path.write_bytes(b"")
+    data = {"root": str(root), "bad_records": "skip"}
+    run_dir, (result,) = run(images(run_dir=str(tmp_path / "run"), data=data))
+    left_out, lost = f"{VAL} x an empty file", "the test split has no image of n1 (1 of 3 classes)"
+    shown = capsys.readouterr().err
+    assert left_out in shown
+    assert lost in shown
+    assert result["skipped"] == {"an empty file": VAL}
+    assert result["lost_classes"] == {"test": ["n1"]}
+    report = (run_dir / "report.md").read_text()
+    assert left_out in report
+    assert re.search(r"classes without test images +\| n1 ", report)
+    assert evaluate.main(["--run_dir", str(run_dir)]) == 0
+    assert lost in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [0, 1])
