@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 from pathlib import Path
 
@@ -155,6 +156,38 @@ def test_a_class_without_images_keeps_its_number(tmp_path):
     assert classes == ("n01440764", "n015", *CLASSES[1:])
     assert set(splits["train"].labels.tolist()) == {0, 2, 3}
     assert faults.skipped == {f.VACANT: 1}
+
+
+@pytest.mark.parametrize("first", ["f1/", ""])
+def test_two_trees_are_not_taken_for_one(first, tmp_path):
+    """Test images of one are training images of the other, as in the folds of a data set."""
+    two = {f"{first}{name}": data for name, data in folders().items()}
+    swapped = {"train": "val", "val": "train"}
+    for name, data in folders().items():
+        split, rest = name.split("/", 1)
+        two[f"f2/{swapped[split]}/{rest}"] = data
+    write(tmp_path, two)
+    below = re.escape(f"lie below both {' and '.join(sorted((first or './', 'f2/')))}")
+    with pytest.raises(ValueError, match=rf"(train|val) images {below}: two data sets"):
+        listed(tmp_path)
+    with pytest.raises(ValueError, match="two data sets"):
+        listed(tmp_path, "skip")
+    classes, _, _ = listed(tmp_path / "f2")
+    assert classes == CLASSES
+
+
+def test_shards_above_a_split_and_annotations_beside_it_are_one_tree(tmp_path):
+    """As Kaggle has ImageNet, and tars that were cut without looking at the splits."""
+    kaggle = {f"Data/CLS-LOC/{name}": data for name, data in folders().items()}
+    boxes = {
+        f"Annotations/CLS-LOC/{name.rpartition('.')[0]}.xml": b"<annotation/>" for name in folders()
+    }
+    whole = sorted(folders().items())
+    halves = {f"part-{i}.tar": as_tar(dict(whole[i::2])) for i in range(2)}
+    for number, files in enumerate(({**kaggle, **boxes}, halves)):
+        classes, splits, _ = listed(write(tmp_path / str(number), files))
+        assert classes == CLASSES
+        assert len(splits["train"].labels) == 3 * TRAIN
 
 
 @pytest.mark.parametrize("kind", ["a hole", "two archives in one file", "cut off", "cut within"])

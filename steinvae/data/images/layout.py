@@ -65,16 +65,17 @@ def list_images(
     the number of another. A test split without classes is left out.
 
     Errors: FileNotFoundError where `root` does not exist; ValueError for trees of another form, for
-    the same image twice, and for what the policy of `faults` does not let pass.
+    two trees, for the same image twice, and for what the policy of `faults` does not let pass.
     """
     labelled: dict[str, dict[str, list[File]]] = {"train": {}, "val": {}, "test": {}}
     flat: dict[str, list[File]] = {"train": [], "val": [], "test": []}
-    folders = walk(root, faults)
+    folders, above = walk(root, faults), {}
     for folder in folders:
         split, label = describe(folder)
         _check_compressed(folder)
         if split is None:
             continue
+        _check_one_tree(root, folder, split, above)
         if label is None:
             flat[split].extend((folder, m) for m in folder.members if is_image(m.name))
         else:
@@ -110,8 +111,7 @@ def describe(folder: Folder) -> tuple[str | None, str | None]:
     word of it (imagenet-train-0007.tar). A tar is a class where ImageNet's are: where the names of
     all its members begin with its own. Errors: ValueError for a folder within a class.
     """
-    named = [_split(part) for part in folder.parts]
-    first = next((place for place, split in enumerate(named) if split is not None), None)
+    first = _place_of_split(folder)
     if first is None:
         return None, None
     below = list(folder.parts[first + 1 :])
@@ -126,7 +126,35 @@ def describe(folder: Folder) -> tuple[str | None, str | None]:
             f"{folder.title}: expected {folder.parts[first].name}/<class>/<image>, "
             "got a folder within a class"
         )
-    return named[first], labels[0] if labels else None
+    return _split(folder.parts[first]), labels[0] if labels else None
+
+
+def _place_of_split(folder: Folder) -> int | None:
+    """Of the first part of its path that names one."""
+    named = enumerate(map(_split, folder.parts))
+    return next((place for place, split in named if split is not None), None)
+
+
+def _check_one_tree(root: Path, folder: Folder, split: str, above: dict[str, Folder]) -> None:
+    """Of two data sets the test images of one may be training images of the other.
+
+    Tars above a split are shards of one tree; annotations beside it have the folders of a split and
+    no image. `above` has the first folder of each split. Errors: ValueError naming both places.
+    """
+    if not any(is_image(member.name) for member in folder.members):
+        return
+    before, now = _above_split(above.setdefault(split, folder)), _above_split(folder)
+    if before != now:
+        places = " and ".join("/".join((*names, "")) or "./" for names in sorted((before, now)))
+        raise ValueError(
+            f"data.root={root}: {split} images lie below both {places}: two data sets; "
+            "give the folder of one of them"
+        )
+
+
+def _above_split(folder: Folder) -> list[str]:
+    parts = folder.parts[: _place_of_split(folder)]
+    return [part.name for part in parts if not part.is_tar]
 
 
 def _split(part: Part) -> str | None:
