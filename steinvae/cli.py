@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -47,6 +48,7 @@ def make_parser(command: str, description: str, defaults: Config) -> ArgumentPar
 
 def parse_config(command: str, description: str, argv: Sequence[str] | None = None) -> Config:
     """Parse a command line into a checked `Config`; wrong values end the process with one line."""
+    argv = files_first(sys.argv[1:] if argv is None else argv)
     early = _early_arguments(argv)
     bootstrap = make_parser(command, description, Config())
     try:
@@ -55,13 +57,29 @@ def parse_config(command: str, description: str, argv: Sequence[str] | None = No
         _fail(bootstrap, error)
     parser = make_parser(command, description, defaults) if early.preset else bootstrap
     config = build_config(parser, parser.parse_args(argv).as_dict())
-    if config.preset != early.preset:
+    presets = (config.preset, *early.of_files)
+    other = next((preset for preset in presets if preset != early.preset), early.preset)
+    if other != early.preset:
         named = "no preset" if early.preset is None else f"preset {early.preset}"
         parser.error(
-            f"a --config file is of preset {config.preset}, the other settings are of {named}: "
-            f"give --preset {config.preset} or take `preset` out of the file"
+            f"a --config file is of preset {other}, the other settings are of {named}: "
+            f"give --preset {other} or take `preset` out of the file"
         )
     return config
+
+
+def files_first(argv: Sequence[str]) -> list[str]:
+    """The same arguments, every --config before the others: the parser lets the later one win.
+
+    Several files stay in their order.
+    """
+    files, others, rest = [], [], list(argv)
+    while rest:
+        taken = rest[: 2 if rest[0] == "--config" else 1]
+        del rest[: len(taken)]
+        named = len(taken) == 2 or taken[0].startswith("--config=")  # else its file is missing
+        (files if named else others).extend(taken)
+    return files + others
 
 
 def build_config(parser: ArgumentParser, values: dict[str, Any]) -> Config:
@@ -102,13 +120,15 @@ def _hint(message: str) -> str:
     return ""
 
 
-def _early_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def _early_arguments(argv: Sequence[str]) -> argparse.Namespace:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--preset")
-    early.add_argument("--config", type=Path)
+    early.add_argument("--config", type=Path, action="append", default=[])
     arguments, _ = early.parse_known_args(argv)
-    if arguments.preset is None and arguments.config is not None and arguments.config.is_file():
-        arguments.preset = _preset_in(arguments.config)
+    found = [_preset_in(path) if path.is_file() else None for path in arguments.config]
+    if arguments.preset is None and found:
+        arguments.preset = found[-1]
+    arguments.of_files = [preset for preset in found if preset is not None]
     return arguments
 
 

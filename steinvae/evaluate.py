@@ -17,7 +17,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steinvae.cli import SECTIONS, build_config, make_parser
+from steinvae.cli import SECTIONS, build_config, files_first, make_parser
 from steinvae.config import Config
 from steinvae.config.unread import NEEDS
 from steinvae.config_tree import to_dict
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _refuse_options(given)
         saved = read_config(run_dir)
         parser = make_parser("evaluate", DESCRIPTION, saved)
-        config = build_config(parser, parser.parse_args(rest).as_dict())
+        config = build_config(parser, parser.parse_args(files_first(rest)).as_dict())
         check_settings(saved, config, _named(rest), reported=positional is None)
         if positional is None:
             text = json.dumps(evaluate_reported(run_dir, config), indent=2, allow_nan=False)

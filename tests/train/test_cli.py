@@ -140,6 +140,24 @@ def test_precedence_is_preset_then_file_then_arguments(tmp_path):
     assert config.method.name == "vae"
 
 
+@pytest.mark.parametrize("joined", [False, True])
+def test_the_command_line_wins_wherever_the_file_stands(joined, tmp_path):
+    file, later = tmp_path / "run.yaml", tmp_path / "later.yaml"
+    file.write_text("preset: mnist_small\nseed: 4\nmodel:\n  codes: 7\n")
+    later.write_text("seed: 6\nmodel:\n  codes: 8\n")
+    given = [f"--config={file}"] if joined else ["--config", str(file)]
+    config = parse("--seed", "5", *given, "--method.name=vae")
+    assert (config.seed, config.model.codes, config.method.name) == (5, 7, "vae")
+    config = parse("--preset", "mnist_small", *given, "--seed=5", f"--config={later}")
+    assert (config.seed, config.model.codes) == (5, 8)
+
+
+def test_a_config_without_a_file_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse("--seed", "5", "--config")
+    assert "config" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "options", "said"),
     [

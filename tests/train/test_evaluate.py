@@ -51,6 +51,13 @@ def evaluated(run_dir: Path, *options: str) -> dict[str, Any]:
     return json.loads((run_dir / "evaluation.json").read_text())
 
 
+def test_a_configuration_file_does_not_undo_the_command_line(finished, tmp_path):
+    file = tmp_path / "more.yaml"
+    file.write_text("seed: 9\n")
+    result = evaluated(finished, "--estimators=iw_g", "--seed=5", f"--config={file}")
+    assert {each["evaluation_seed"] for each in result["findings"]} == {5}
+
+
 def names(result: dict[str, Any]) -> list[str]:
     """Estimators of the mixture, in order."""
     return [each["estimator"] for each in result["findings"] if each["theta"] == "mixture"]
