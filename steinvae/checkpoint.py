@@ -121,28 +121,53 @@ def load(path: Path) -> Checkpoint:
 
 
 def latest(run_dir: Path) -> Path | None:
-    """The newest checkpoint that passes its manifest, or None; warns of every one that does not."""
+    """The newest checkpoint that passes its manifest, or None; warns of every one that does not.
+
+    Errors: OSError naming a checkpoint that cannot be read. It may be whole: to pass it over would
+    lose what was trained since the one before.
+    """
     for path in _steps(run_dir):
         try:
             _verify(path)
-        except (OSError, ValueError) as error:
+        except (FileNotFoundError, ValueError) as error:
             warnings.warn(f"skipping a damaged checkpoint: {error}", stacklevel=2)
             continue
+        except OSError as error:
+            raise OSError(f"cannot read the checkpoint {path}: {error}") from error
         return path
     return None
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints.
+def refuse_damaged(run_dir: Path) -> None:
+    """ValueError where there are checkpoints, which `latest` found damaged: a run that started over
+    beside them would overwrite their metrics, and the user may still have a copy."""
+    if damaged := [path.name for path in _steps(run_dir)]:
+        folder = Path(run_dir) / "checkpoints"
+        raise ValueError(
+            f"no checkpoint in {folder} can be used, {', '.join(damaged)}: "
+            f"put back a whole one, or move {folder} away to start anew"
+        )
+
+
+def prune(run_dir: Path, keep: int, written: int | None = None) -> None:
+    """Remove all but the `keep` newest checkpoints, and never that of step `written`.
 
     Nothing is removed unless one that stays passes its manifest in full, and checkpoints whose
     files are missing or of the wrong size neither count nor go: they are left to be looked at.
+    So are those of later steps than `written` that do not pass in full. The run has passed them
+    over, and they would outrank all that it writes; in other runs there are none to be read.
     """
     if keep < 1:
         raise ValueError(f"checkpoint.prune: keep must be at least 1, got {keep}")
-    complete = [path for path in _steps(run_dir) if _passes(path, contents=False)]
+    complete = [
+        path
+        for path in _steps(run_dir)
+        if _passes(path, contents=written is not None and _step_of(path) > written)
+    ]
     if any(_passes(path, contents=True) for path in complete[:keep]):
         for path in complete[keep:]:
+            if _step_of(path) == written:
+                continue
             with hidden(path.parent, "trash", _step_of(path)) as trash:
                 os.rename(path, trash)  # a kill while files go must not leave a torn step-N
 
@@ -246,13 +271,13 @@ def _passes(path: Path, *, contents: bool) -> bool:
 
 
 def _steps(run_dir: Path) -> list[Path]:
-    """Checkpoint directories by falling step."""
+    """Checkpoint directories by falling step. Errors: OSError where they cannot be listed."""
     folder = Path(run_dir) / "checkpoints"
-    return sorted(
-        (path for path in folder.glob("step-*") if _STEP.fullmatch(path.name)),
-        key=_step_of,
-        reverse=True,
-    )
+    try:
+        paths = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
+    except FileNotFoundError:  # glob would take a folder that cannot be read for an empty one too
+        return []
+    return sorted(paths, key=_step_of, reverse=True)
 
 
 def _step_of(path: Path) -> int:

@@ -106,9 +106,12 @@ def saying_how_to_go_on(run_dir: Path, trained: Path) -> Iterator[None]:
         yield
     except Interrupted as ending:
         ending.said = True
-        path = latest(trained)
-        step = None if path is None else int(path.name.removeprefix("step-"))
-        saved = " before its first checkpoint" if step is None else f", saved at step {step}"
+        try:
+            path = latest(trained)
+            step = None if path is None else int(path.name.removeprefix("step-"))
+            saved = " before its first checkpoint" if step is None else f", saved at step {step}"
+        except OSError as error:  # which must not hide that a signal ended the run
+            saved = f", {error}"
         print(f"{ending}{saved}; continue with: {going_on(run_dir)}", file=sys.stderr)
         raise
 

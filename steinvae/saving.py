@@ -75,7 +75,7 @@ class Saver:
         if before is not None:
             before()
         checkpoint.save(self._run_dir, step, tensors, state)
-        checkpoint.prune(self._run_dir, self._keep)
+        checkpoint.prune(self._run_dir, self._keep, written=step)
 
     def _own(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy into host memory that stays from save to save: page-locked for a GPU, and on a CPU

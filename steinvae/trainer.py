@@ -297,10 +297,12 @@ class Trainer:
     def resume(self) -> bool:
         """Continue from the newest intact checkpoint; False where there is none.
 
-        Errors: ValueError for a checkpoint of other networks or of other training data.
+        Errors: ValueError for a checkpoint of other networks or of other training data, or where
+        all are damaged; OSError where one cannot be read.
         """
         path = checkpoint.latest(self.run_dir)
         if path is None:
+            checkpoint.refuse_damaged(self.run_dir)
             return False
         saved = checkpoint.load(path)
         changed = differences(saved.state.get("data", self.state["data"]), self.state["data"])

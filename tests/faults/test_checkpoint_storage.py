@@ -260,3 +260,21 @@ def test_a_read_only_directory_is_one_clear_error():
             os.seteuid(0)
         os.chmod(run_dir / "checkpoints", 0o755)
         shutil.rmtree(run_dir)
+
+
+@pytest.mark.parametrize("what", ["a file", "the folder"])
+def test_a_checkpoint_that_cannot_be_read_is_not_passed_over(what, run, monkeypatch):
+    """It may be whole: an earlier one, or none, in its place would lose what was trained."""
+
+    def failing(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    if what == "a file":
+        monkeypatch.setattr(_manifest, "sha256_file", failing)
+        with pytest.raises(OSError, match=r"cannot read the checkpoint .*02: .*Permission"):
+            latest(run)
+    else:
+        monkeypatch.setattr(Path, "iterdir", failing)
+        monkeypatch.setattr(os, "scandir", failing)
+        with pytest.raises(OSError, match="Permission denied"):
+            latest(run)

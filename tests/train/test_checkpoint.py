@@ -129,6 +129,23 @@ def test_prune_removes_nothing_while_what_stays_is_damaged(tmp_path):
     assert names(tmp_path) == ["step-00000001", "step-00000002"]
 
 
+def test_prune_keeps_what_was_written_below_damaged_later_steps(tmp_path):
+    """Those that the run has passed over: they neither count nor go, though their sizes fit."""
+    for step in (1, 2, 30, 40):
+        save(tmp_path, step, {}, {"step": step})
+    for step in (30, 40):
+        (tmp_path / "checkpoints" / f"step-000000{step}" / "state.json").write_text('{"step": 99}')
+    prune(tmp_path, 1, written=2)
+    assert names(tmp_path) == ["step-00000002", "step-00000030", "step-00000040"]
+
+
+def test_prune_never_removes_what_was_just_written(tmp_path):
+    for step in (1, 2, 30):
+        save(tmp_path, step, {}, {})
+    prune(tmp_path, 1, written=2)
+    assert names(tmp_path) == ["step-00000002", "step-00000030"]
+
+
 def test_require_lists_every_difference(tmp_path):
     loaded = load(
         save(tmp_path, 3, {"a": torch.ones(2, 3), "b": torch.ones(2), "x": torch.ones(1)}, {})

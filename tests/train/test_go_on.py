@@ -68,6 +68,36 @@ def test_nothing_to_resume_is_said(tiny, tmp_path, monkeypatch, capsys):
     assert "nothing to resume" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("fault", ["damaged", "cannot be read"])
+def test_a_run_does_not_start_over_beside_its_checkpoints(fault, tiny, tmp_path, monkeypatch):
+    """Where none can be used; its metrics and checkpoints stay as they are."""
+    config = tiny(run_dir=str(tmp_path), resume="auto", trainer={"baseline": "none"})
+    short = replace(config, trainer=replace(config.trainer, max_steps=7))
+    run(short)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    folder = tmp_path / "checkpoints"
+    if fault == "damaged":
+        for path in folder.glob("*/state.json"):
+            path.write_text("{")
+        expected = f"no checkpoint in {folder} can be used, step-00000007, step-00000005: .* move"
+        with pytest.warns(UserWarning, match="skipping"), pytest.raises(SetupError, match=expected):
+            run(config)
+    else:
+
+        def failing(path):
+            raise OSError(5, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("steinvae._manifest.sha256_file", failing)
+            with pytest.raises(SetupError, match=r"cannot read the checkpoint .*step-00000007: "):
+                run(config)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert len(list(folder.glob("step-*"))) == 2
+    folder.rename(tmp_path / "away")
+    run(short)  # what the line says starts anew
+    assert len(list(folder.glob("step-*"))) == 2
+
+
 def test_a_run_beyond_its_last_step_is_refused(tiny, tmp_path):
     config = tiny(run_dir=str(tmp_path / "run"), resume="auto", trainer={"baseline": "none"})
     run(config)
