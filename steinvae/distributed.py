@@ -243,6 +243,7 @@ class ShardedTrainer(Trainer):
         """The leader writes the checkpoint of one process."""
         if self._world.leads:
             super().save(tensors, metrics)
+        self._rollbacks = 0  # in all, or one gives up at a rollback that the others make
 
     def settle(self) -> None:
         """As `Trainer.settle`: no process goes on, or ends, before the leader's save is whole.

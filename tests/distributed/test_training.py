@@ -132,6 +132,11 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_left_out_by_all(ranks, tmp
         assert all(value.isfinite().all() for value in tensors.values())
 
 
+def test_rollbacks_in_a_row_are_counted_alike_by_all_ranks(ranks, tmp_path):
+    """A save ends the row in every process, not in the one that writes alone."""
+    assert ranks(training.rolled_back, tmp_path) == [10] * ranks.size
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_to_one_rank_ends_all_at_one_step_once_it_is_saved(ranks, number, code, tmp_path):
     assert ranks(training.stopped, tmp_path, number) == [(code, 5, True)] * ranks.size

@@ -165,6 +165,26 @@ def spoiled(folder: Path, on_rank: int) -> tuple[dict[str, Tensor], int]:
         return tensors, trainer.state["skipped"]
 
 
+def rolled_back(folder: Path) -> int:
+    """Two rollbacks of which one in a row is allowed, with a save between; the step this rank
+    reaches."""
+    with in_float64():
+        start = config(10)
+        settings = replace(start.trainer, on_nonfinite="rollback", nonfinite_limit=1)
+        trainer = ShardedTrainer(replace(start, trainer=settings), data(), folder, World())
+        objective, draws = trainer._objective, {3, 7}
+
+        def spoil(*arguments: Any) -> Gradients:
+            gradients = objective(*arguments)
+            if trainer.step - 1 + trainer.state["passed_over"] in draws:
+                gradients.eta[0][0] = float("nan")
+            return gradients
+
+        trainer._objective = spoil
+        fit(trainer)
+        return trainer.step
+
+
 def stopped(folder: Path, number: int) -> tuple[Any, int, bool]:
     """A run of which the last rank alone gets a signal, and whose leader's disk is slow: the exit
     code, the step, and whether its checkpoint was there when this rank ended."""
