@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().error("name the run once: --run_dir is for the form without RUN")
     run_dir = Path(named)
     from steinvae.evaluation import evaluate_all, evaluate_reported
+    from steinvae.nonfinite import NonFiniteError
     from steinvae.run import read_config
 
     try:
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = json.dumps(evaluate_reported(run_dir, config), indent=2, allow_nan=False)
         else:
             text = evaluate_all(run_dir, config, argparse.Namespace(**DEFAULTS | given))
-    except (ValueError, OSError, ImportError) as error:
+    except (NonFiniteError, ValueError, OSError, ImportError) as error:
         print(f"steinvae.evaluate: {error}", file=sys.stderr)
         return 1
     print(text)

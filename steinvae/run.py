@@ -6,6 +6,7 @@ run_dir/ config.yaml metrics.{jsonl,csv} throughput.{jsonl,csv} checkpoints/ mod
 
 from __future__ import annotations
 
+import math
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -34,6 +35,7 @@ from steinvae.image_plan import advice
 from steinvae.labels.results import label_results, write_chosen
 from steinvae.logging import JSONL, MetricsWriter, Progress, read_metrics, tensorboard_writer
 from steinvae.networks import Networks, build_networks
+from steinvae.nonfinite import NonFiniteError
 from steinvae.perplexity import text_results
 from steinvae.plots import figure_module, save_curves, save_samples
 from steinvae.report import commit, or_null, versions, write_report, write_result
@@ -218,10 +220,11 @@ def finish(trainer: Trainer) -> dict[str, Any]:
 
 
 def measure(config: Config, dataset: Dataset, networks: Networks) -> Estimate:
-    """The reported NLL: `iw_g` on evenly spaced test images."""
+    """The reported NLL: `iw_g` on evenly spaced test images. Errors: NonFiniteError where it is NaN
+    or infinite, of a model that has diverged."""
     settings = config.evaluation
     indices = evenly_spaced(len(dataset.test), settings.images)
-    return negative_log_likelihood(
+    estimate = negative_log_likelihood(
         networks,
         dataset.test.batch(indices).to(networks.device),
         samples=settings.samples,
@@ -230,6 +233,12 @@ def measure(config: Config, dataset: Dataset, networks: Networks) -> Estimate:
         inflation=settings.inflation,
         proposal=settings.proposal,
     )
+    if not (math.isfinite(estimate.value) and math.isfinite(estimate.single)):
+        raise NonFiniteError(
+            f"the test NLL by {estimate.estimator} is not finite: the model, which is saved, has "
+            "diverged. Try a smaller optimizer.learning_rate"
+        )
+    return estimate
 
 
 def describe(trainer: Trainer, estimate: Estimate, selected: int) -> dict[str, Any]:

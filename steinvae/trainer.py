@@ -6,6 +6,7 @@ resumed run repeats the uninterrupted one bit for bit, its metrics included.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,13 +116,13 @@ class Trainer:
             if settings.on_nonfinite == "rollback" and self.step == 0:
                 self.save(self.tensors(), metrics)  # something to go back to
             while not self.finished:
-                record = self._advance()
+                record, sound = self._advance()
                 self.state["seconds"] = time.monotonic() - started
                 self.state["cpu_seconds"] = time.process_time() - cpu_started
                 leaving = stop.requested is not None or self.finished
                 saving = leaving or self.step % settings.checkpoint_every == 0
                 tensors = self.tensors() if saving else {}
-                if (record or saving) and not self._sound(tensors):
+                if not sound or ((record or saving) and not self._sound(tensors)):
                     self._roll_back(metrics, speed, progress)
                     stop.check()
                     continue
@@ -134,20 +135,23 @@ class Trainer:
                     self.settle()
                     stop.check()
 
-    def _advance(self) -> dict[str, float]:
-        """One update, and a validation where one is due; returns what to log."""
+    def _advance(self) -> tuple[dict[str, float], bool]:
+        """One update, and a validation where one is due; returns what to log, and False where it
+        would have been of networks that are not finite."""
         settings = self.config.trainer
         self.step += 1
         log = self.step == 1 or self.step % settings.log_every == 0 or self._compares(self.step - 1)
         stats = self.update(self.step - 1, monitor=log)
         record = {f"train/{name}": value for name, value in stats.items()} if log else {}
         if self.step % settings.validate_every == 0:
+            if not self._sound(self.networks.tensors()):
+                return record, False
             estimate = self.validate()
             self._remember(estimate)
             record["validation/nll"] = estimate.value
             if self.labelled:
                 record |= self.labelled.validate(self.networks)
-        return record
+        return record, True
 
     def update(self, step: int, *, monitor: bool) -> dict[str, float]:
         """Update `step` = 0, 1, ...: draw, compute gradients, apply them where they are finite.
@@ -267,7 +271,7 @@ class Trainer:
         if self.state["best_step"] is None or self.labelled:
             return self.step
         validated = self.step % self.config.trainer.validate_every == 0
-        if not validated and self.validate().value < self.state["best_value"]:
+        if not validated and -math.inf < self.validate().value < self.state["best_value"]:
             return self.step
         self.networks.load(self._best)
         return self.state["best_step"]
@@ -328,7 +332,8 @@ class Trainer:
 
     def _remember(self, estimate: Estimate) -> None:
         best = self.state["best_value"]
-        if not estimate.value < (float("inf") if best is None else best):  # NaN is never better
+        worse = best is not None and not estimate.value < best
+        if worse or not math.isfinite(estimate.value):  # a model that has diverged is never better
             self.state["since_best"] += 1
             return
         self.state |= {"best_value": estimate.value, "best_step": self.step, "since_best": 0}

@@ -220,18 +220,22 @@ def negative_log_likelihood(
 ) -> Estimate:
     """The bound over a set of images as one number with its standard error over images.
 
-    `iw_g`, `iw_d` where its proposal is diagonal, or S-ELBO with the encoder as proposal.
+    `iw_g`, `iw_d` where its proposal is diagonal, or S-ELBO with the encoder as proposal. NaN where
+    no Gaussian can be fitted to the codes, as those of networks that have diverged.
     """
-    mixture, single = -iw_g(
-        networks,
-        pixels,
-        samples=samples,
-        seed=seed,
-        fit_samples=fit_samples,
-        inflation=inflation,
-        proposal=proposal,
-    )
     images = len(pixels)
+    try:
+        mixture, single = -iw_g(
+            networks,
+            pixels,
+            samples=samples,
+            seed=seed,
+            fit_samples=fit_samples,
+            inflation=inflation,
+            proposal=proposal,
+        )
+    except torch.linalg.LinAlgError:  # type: ignore[reportPrivateImportUsage]
+        mixture = single = torch.full((images,), float("nan"), dtype=torch.float64)
     spread = mixture.std().item() if images > 1 else float("nan")
     return Estimate(
         estimator=f"{ESTIMATORS[proposal]}({samples})",

@@ -164,6 +164,51 @@ def test_a_state_that_is_not_finite_is_never_saved(policy, tmp_path):
     assert all(tensor.isfinite().all() for tensor in newest(trainer).tensors.values())
 
 
+@pytest.mark.parametrize("policy", ["skip", "raise", "rollback"])
+def test_networks_that_are_not_finite_are_not_validated(policy, tmp_path):
+    trainer = Trainer(config(on_nonfinite=policy, log_every=100), DIGITS, tmp_path)
+    update, spoiled = trainer.update, []
+
+    def breaking(step: int, *, monitor: bool):
+        stats = update(step, monitor=monitor)
+        if step == 7 and not spoiled:  # 8 is a validation, and neither logged nor saved
+            spoiled.append(step)
+            for each in trainer.networks.eta():
+                each.detach().fill_(float("nan"))
+        return stats
+
+    trainer.update = breaking  # type: ignore[method-assign]
+    if policy == "rollback":
+        fit(trainer)
+        assert (trainer.state["rollbacks"], newest(trainer).step) == (1, 20)
+    else:
+        with pytest.raises(NonFiniteError, match="parameters were not finite after step 8"):
+            fit(trainer)
+
+
+@pytest.mark.parametrize("proposal", ["fitted", "encoder"])
+def test_a_diverged_model_is_worse_than_any_and_is_not_reported(proposal, tmp_path, capsys):
+    """Its parameters are finite and its NLL is not: null in the metrics, then a line."""
+    from steinvae import train
+
+    settings = ("--optimizer.learning_rate=1e12", "--trainer.max_steps=4", "--model.hidden=[8]")
+    settings += ("--trainer.validate_every=2", "--trainer.log_every=2", "--trainer.device=cpu")
+    settings += ("--method.theta_particles=1", f"--evaluation.proposal={proposal}")
+    settings += ("--evaluation.images=4", "--evaluation.samples=20", f"--run_dir={tmp_path}")
+    if proposal == "encoder":
+        settings += ("--method.name=vae",)
+    assert train.main([*settings, "--trainer.baseline=none"]) == 1
+    shown = capsys.readouterr().err.splitlines()[-1]
+    assert shown.startswith("steinvae.train: the test NLL by ")
+    assert "is not finite: the model, which is saved, has diverged" in shown
+    path = checkpoint.latest(tmp_path)
+    assert path is not None
+    assert checkpoint.load(path).state["best_step"] is None
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert [r["validation/nll"] for r in records if "validation/nll" in r] == [None, None]
+    assert not (tmp_path / "result.json").exists()
+
+
 def test_a_second_rollback_passes_over_what_the_first_did_too(tmp_path):
     """From step 8 back to 5, three minibatches passed over, then from 10 back to 5, five more."""
     trainer = Trainer(config(on_nonfinite="rollback"), DIGITS, tmp_path)
