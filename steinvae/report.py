@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -216,10 +217,12 @@ def versions() -> dict[str, str]:
     }
 
 
+@cache
 def commit() -> str | None:
     """The commit of this source tree, "-dirty" appended where tracked files differ from it.
 
-    None where the package is not in a git checkout, or lies in one that does not track it.
+    None where the package is not in a git checkout, or lies in one that does not track it, or where
+    git does not answer. Asked for once a process: on a slow disk that takes seconds.
     """
     here = Path(__file__).resolve()
     if _git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
@@ -237,7 +240,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
         answer = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=20, check=False
         )
-    except FileNotFoundError:  # there is no git
+    except (OSError, subprocess.SubprocessError):  # no git, or a slow one: the result matters more
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
 

@@ -305,23 +305,41 @@ def git(folder: Path, *arguments: str) -> str:
 def test_the_commit_is_that_of_a_checkout_that_tracks_the_package(tmp_path, monkeypatch):
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
+    commit = report.commit.__wrapped__  # asked anew each time
     source = tmp_path / "report.py"
     source.write_text("x = 1\n")
     monkeypatch.setattr(report, "__file__", str(source))
-    assert report.commit() is None  # no checkout
+    assert commit() is None  # no checkout
     git(tmp_path, "init", "-q")
     (tmp_path / "other").write_text("x")
     git(tmp_path, "add", "other")
     git(tmp_path, "commit", "-qm", "one")
-    assert report.commit() is None  # a checkout of something else
+    assert commit() is None  # a checkout of something else
     git(tmp_path, "add", "report.py")
     git(tmp_path, "commit", "-qm", "two")
     head = git(tmp_path, "rev-parse", "HEAD")
-    assert report.commit() == head
+    assert commit() == head
     source.write_text("x = 2\n")
-    assert report.commit() == f"{head}-dirty"
+    assert commit() == f"{head}-dirty"
     monkeypatch.setenv("PATH", "")
-    assert report.commit() is None  # no git
+    assert commit() is None  # no git
+
+
+@pytest.mark.parametrize("error", [subprocess.TimeoutExpired("git", 20), PermissionError(13, "no")])
+def test_a_git_that_does_not_answer_costs_no_result(error, monkeypatch):
+    """And is asked once."""
+    asked = []
+
+    def failing(*arguments, **options):
+        asked.append(arguments)
+        raise error
+
+    report.commit.cache_clear()
+    monkeypatch.setattr(subprocess, "run", failing)
+    try:
+        assert [report.commit(), report.commit(), len(asked)] == [None, None, 1]
+    finally:
+        report.commit.cache_clear()
 
 
 @pytest.mark.parametrize("normalised", ["yes", "no", "not shown"])
