@@ -377,7 +377,12 @@ class Trainer:
         failed, drawn = self.step, self.step + self.state["passed_over"]
         count = self.state["rollbacks"] + 1
         self.settle()
-        self.resume()
+        try:
+            fault = None if self.resume() else f"{self.run_dir} has no checkpoint"
+        except ValueError as error:  # all are damaged
+            fault = str(error)
+        if fault:
+            raise NonFiniteError(f"not finite by step {failed}, nothing to go back to: {fault}")
         self.state |= {"rollbacks": count, "passed_over": drawn - self.step}
         self._rollbacks += 1
         metrics.rewind(self.step)

@@ -131,6 +131,27 @@ def test_rollback_to_the_start(tmp_path):
     assert (trainer.state["rollbacks"], trainer.state["passed_over"]) == (1, 1)
 
 
+@pytest.mark.filterwarnings("ignore:skipping a damaged checkpoint")
+@pytest.mark.parametrize(("gone", "fault"), [(True, "has no checkpoint"), (False, "can be used")])
+def test_a_rollback_with_nothing_to_go_back_to_ends_the_run(gone, fault, tmp_path):
+    """Whose checkpoints were moved away, or damaged, since they were written."""
+    trainer = Trainer(config(on_nonfinite="rollback", save_in_background=False), DIGITS, tmp_path)
+    spoil(trainer, {6}, nan_gradient)
+    update = trainer.update
+
+    def losing(step: int, *, monitor: bool):
+        if step == 6 and gone:
+            (tmp_path / "checkpoints").rename(tmp_path / "away")
+        elif step == 6:
+            for path in tmp_path.glob("checkpoints/*/state.json"):
+                path.write_text("{")
+        return update(step, monitor=monitor)
+
+    trainer.update = losing  # type: ignore[method-assign]
+    with pytest.raises(NonFiniteError, match=rf"by step 8, nothing to go back to: .*{fault}"):
+        fit(trainer)
+
+
 def test_rollbacks_that_do_not_help_end_the_run(tmp_path):
     settings = config(on_nonfinite="rollback", nonfinite_limit=3)
     trainer = Trainer(settings, DIGITS, tmp_path)
