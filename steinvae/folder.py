@@ -6,7 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,8 @@ def saying_how_to_go_on(run_dir: Path, trained: Path) -> Iterator[None]:
             saved = " before its first checkpoint" if step is None else f", saved at step {step}"
         except OSError as error:  # which must not hide that a signal ended the run
             saved = f", {error}"
-        print(f"{ending}{saved}; continue with: {going_on(run_dir)}", file=sys.stderr)
+        with suppress(OSError):  # nobody reads it
+            print(f"{ending}{saved}; continue with: {going_on(run_dir)}", file=sys.stderr)
         raise
 
 

@@ -15,7 +15,8 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TextIO
@@ -179,7 +180,8 @@ class Progress:
     """Shows how a run gets on: a live bar on a terminal, else a line every `interval` seconds.
 
     Nothing is shown on ranks other than 0 (`rank` defaults to torchrun's environment variable
-    RANK). Use it as a context manager.
+    RANK), nor from the moment on when nobody reads the stream: that must not end a run. Use it as a
+    context manager.
     """
 
     def __init__(
@@ -194,12 +196,12 @@ class Progress:
         unit: str = "steps",
     ) -> None:
         rank = int(os.environ.get("RANK", "0")) if rank is None else rank
-        out: TextIO = sys.stderr if stream is None else stream
+        out: TextIO | None = sys.stderr if stream is None else stream  # None: `2>&-` closed it
         self._total = total
         self._terms = ""
         self._rate = _Rate(start, time.monotonic())
         self._display: _Display = _Silent()
-        if rank == 0:
+        if rank == 0 and out is not None:
             live = out.isatty()
             self._display = (
                 _Bar(out, label, total, unit) if live else _Lines(out, label, interval, unit)
@@ -210,15 +212,26 @@ class Progress:
         if terms is not None:
             self._terms = "  ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
         now = time.monotonic()
-        self._display.show(step, self._total, self._terms, self._rate.update(step, now), now)
+        rate = self._rate.update(step, now)
+        with self._silent_once_closed():
+            self._display.show(step, self._total, self._terms, rate, now)
 
     def print(self, text: str) -> None:
         """A line of its own, above the bar."""
-        self._display.print(text)
+        with self._silent_once_closed():
+            self._display.print(text)
 
     def close(self) -> None:
         """Take the bar down."""
-        self._display.close()
+        with self._silent_once_closed():
+            self._display.close()
+
+    @contextmanager
+    def _silent_once_closed(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:  # the pipe's reader has ended, or the terminal is gone
+            self._display = _Silent()
 
     def __enter__(self) -> Progress:
         return self

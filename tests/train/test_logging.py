@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -231,3 +232,28 @@ def test_json_lines_are_strict_json(tmp_path):
 
     text = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(text, parse_constant=refuse) == {"step": 1, "x": None, "y": None}
+
+
+@pytest.mark.parametrize("closes", ["print", "update", "close"])
+def test_a_stream_that_nobody_reads_ends_no_run(closes):
+    reader, writer = os.pipe()
+    stream = os.fdopen(writer, "w")
+    os.close(reader)
+    with Progress(2, rank=0, stream=stream) as progress:
+        if closes == "print":
+            progress.print("a line")
+        elif closes == "close":
+            stream.write("not flushed")
+            progress.close()
+        progress.update(1)
+        progress.update(2)
+    with suppress(BrokenPipeError):  # of what is left in its buffer
+        stream.close()
+
+
+def test_no_stream_at_all_is_silence(monkeypatch):
+    """As `2>&-` has it."""
+    monkeypatch.setattr(sys, "stderr", None)
+    with Progress(1, rank=0) as progress:
+        progress.print("a line")
+        progress.update(1)
