@@ -245,6 +245,17 @@ class Progress:
         self.close()
 
 
+def shown(record: Mapping[str, float]) -> dict[str, float]:
+    """The numbers of a record that the progress shows, by the names that it gives them."""
+    names = {
+        "train/distortion": "distortion",
+        "validation/nll": "nll",
+        "images_per_second": "images/s",
+        "model_flops_per_second": "FLOP/s",
+    }
+    return {short: record[name] for name, short in names.items() if name in record}
+
+
 class _Display(Protocol):
     def show(self, step: int, total: int, terms: str, rate: float, now: float) -> None: ...
     def print(self, text: str) -> None: ...

@@ -29,7 +29,7 @@ from steinvae.gradients import Batch, temperature
 from steinvae.labels.adversary import perturbed
 from steinvae.labels.task import count_classes
 from steinvae.labels.training import Labelled
-from steinvae.logging import MetricsWriter, Progress
+from steinvae.logging import MetricsWriter, Progress, shown
 from steinvae.networks import Networks, build_networks, start_at_data
 from steinvae.nonfinite import NonFinite, NonFiniteError, all_finite
 from steinvae.objectives import OBJECTIVES, regression_gradients
@@ -128,12 +128,14 @@ class Trainer:
                     continue
                 if record:
                     metrics.write(self.step, record)
-                    progress.update(self.step, _shown(record | speed.write(self.step)))
+                    progress.update(self.step, shown(record | speed.write(self.step)))
                 if saving:
                     self.save(tensors, metrics)
                 if leaving:  # a signal that came since is one of the next step, which saves
                     self.settle()
                     stop.check()
+        if stop.requested is not None:  # one that came since then, while nothing heard it
+            stop.check()
 
     def _advance(self) -> tuple[dict[str, float], bool]:
         """One update, and a validation where one is due; returns what to log, and False where it
@@ -388,13 +390,3 @@ class Trainer:
         metrics.rewind(self.step)
         speed.rewind(self.step)
         progress.print(f"not finite by step {failed}: back to the checkpoint of step {self.step}")
-
-
-def _shown(record: dict[str, float]) -> dict[str, float]:
-    names = {
-        "train/distortion": "distortion",
-        "validation/nll": "nll",
-        "images_per_second": "images/s",
-        "model_flops_per_second": "FLOP/s",
-    }
-    return {shown: record[name] for name, shown in names.items() if name in record}

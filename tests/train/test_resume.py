@@ -18,6 +18,7 @@ from steinvae import checkpoint
 from steinvae.logging import MetricsWriter, Progress
 from steinvae.run import SetupError, load_data, run
 from steinvae.signals import Interrupted, StopRequest
+from steinvae.throughput import Throughput
 from steinvae.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,6 +188,21 @@ def test_a_signal_between_two_lines_of_the_loop_saves_its_step(
         fit(trainer, stop)
     assert 1 < trainer.step < 9
     assert newest(tmp_path).step == trainer.step
+
+
+def test_a_signal_after_the_last_update_is_not_lost(tiny, digits, tmp_path, monkeypatch):
+    """While the block of the loop ends, after its last question for signals."""
+    original = Throughput.__exit__
+
+    def interrupted(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Throughput, "__exit__", interrupted)
+    trainer = Trainer(tiny(trainer={"max_steps": 3}), digits, tmp_path)
+    with StopRequest() as stop, pytest.raises(Interrupted):
+        fit(trainer, stop)
+    assert newest(tmp_path).step == 3
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "throughput.jsonl"])
