@@ -36,6 +36,7 @@ def head(run_dir: Path, config: Config, dataset: Dataset, networks: Networks) ->
         "seed": read_config(run_dir).seed,
         "model": sha256_file(run_dir / MODEL)[:DIGITS],
         "test_split": _fingerprint(dataset),
+        "steps": _steps(run_dir, config),
         "findings": [],
         "left_out": {},
         "differences": [],
@@ -107,6 +108,18 @@ def merge(earlier: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
         "left_out": {n: why for n, why in left_out.items() if not _is_among(n, findings.values())},
         "differences": list(differences.values()),
     }
+
+
+def _steps(run_dir: Path, config: Config) -> int:
+    """Updates that the model has had: while a run is extended, its configuration asks for more, and
+    its patience may have left it with fewer."""
+    path = run_dir / RESULT
+    if not path.exists():
+        return config.trainer.max_steps
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["steps"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected the JSON of a result, got: {error}") from error
 
 
 def _way(found: Mapping[str, Any]) -> tuple[Any, ...]:

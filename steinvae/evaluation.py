@@ -253,8 +253,7 @@ def _setting(config: Config, networks: Networks, result: Mapping[str, Any]) -> d
         "hidden": "-".join(map(str, config.model.hidden)),
         "encoder": type(networks.encoder).__name__,
         "decoders": networks.theta.particles,
-        "steps": config.trainer.max_steps,
-        **{name: result[name] for name in ("model", "test_split")},
+        **{name: result[name] for name in ("steps", "model", "test_split")},
     }
 
 

@@ -376,3 +376,14 @@ def test_annealing_is_of_the_treatment_that_its_finding_names():
     for each in found:
         direct = ais(networks, pixels, replace(annealing, theta=each.theta), seed=0)
         torch.testing.assert_close(each.per_image, -direct.lower, rtol=0, atol=0)
+
+
+def test_the_steps_are_those_of_the_model_while_the_run_is_extended(finished):
+    path = finished / "config.yaml"
+    path.write_text(path.read_text().replace("max_steps: 10\n", "max_steps: 99\n"))
+    assert read_config(finished).trainer.max_steps == 99
+    evaluated(finished, "--estimators=elbo")
+    lines = read_records(finished / "evaluation.jsonl")
+    assert {each["setting"]["steps"] for each in lines} == {10}
+    (finished / "result.json").write_text("{")
+    assert evaluate.main([str(finished), *QUICK]) == 1
