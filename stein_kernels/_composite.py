@@ -18,7 +18,8 @@ from torch import Tensor
 from stein_kernels import reference
 from stein_kernels._checks import accumulation_dtype
 
-CHUNK = 2**22  # kernel values held at a time: 32 MB in float64
+CHUNK = 2**22  # kernel values or distances held at a time: 32 MB in float64
+DIGIT = 11  # bits of a distance counted in a pass of the median
 
 
 class Tile(NamedTuple):
@@ -113,9 +114,6 @@ def _distances(x: Tensor) -> Iterator[Tensor]:
         rows = x[:, start : min(m - 1, start + step)]
         block = torch.cdist(rows, x[:, start:], compute_mode="donot_use_mm_for_euclid_dist")
         yield block[:, torch.ones(block.shape[1:], dtype=torch.bool, device=x.device).triu(1)]
-
-
-DIGIT = 11  # bits counted in a pass
 
 
 def _middle_ranks(x: Tensor, pairs: int) -> tuple[Tensor, Tensor]:

@@ -173,7 +173,9 @@ def median_bandwidth(x: Tensor, *, rule: str = "liu_wang") -> Tensor:
 
     Where med is 0 (M < 2, or more than half the pairs coincide) the root mean squared pairwise
     distance takes its place, and 1 where that is 0 too. A set with a coordinate that is not finite
-    has bandwidth NaN. The result is a constant for autograd. The pairs are never stored.
+    has bandwidth NaN, and h is at least 100 times the smallest normal number of its dtype (1.2e-36
+    in float32), which the square of a tiny distance falls below. The result is a constant for
+    autograd. The pairs are never stored.
 
     All particles count alike; what pads a set is better left out of ``x`` here.
 

@@ -32,7 +32,7 @@ EXPERIMENTS = (
     "table4",
 )
 SEEDS = (0, 1, 2)
-"""Those that are run and drawn where the experiment has no SEEDS_RUN and SEEDS_DRAWN of its own."""
+"""Those that are run and drawn where the experiment has no SEEDS of its own."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,18 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     run_dir = arguments.run_dir or Path("runs/reproduce") / name
     document = importlib.import_module("steinvae.experiments.document")
     before = _size(output)
-    drawn = arguments.seeds or getattr(experiment, "SEEDS_DRAWN", SEEDS)
+    seeds = arguments.seeds or getattr(experiment, "SEEDS", SEEDS)
     try:
         if not arguments.draw:
-            asked = arguments.seeds or getattr(experiment, "SEEDS_RUN", SEEDS)
-            experiment.run(arguments.root, asked, output, run_dir, **options)
+            experiment.run(arguments.root, seeds, output, run_dir, **options)
         elif not before:
             raise ValueError(f"no records in {output}")
-        table = experiment.table(output, drawn)
-        summary = experiment.summary(output, drawn) if arguments.summary else table
+        table = experiment.table(output, seeds)
+        summary = experiment.summary(output, seeds) if arguments.summary else table
         if not (table.strip() and summary.strip()):
-            seeds = f" of seeds {','.join(map(str, drawn))}" if drawn else ""
-            nothing = f"no records{seeds} in {output}" + (" for a summary" if table.strip() else "")
+            of = f" of seeds {','.join(map(str, seeds))}" if seeds else ""
+            nothing = f"no records{of} in {output}" + (" for a summary" if table.strip() else "")
             if "slice_minutes" not in options:
                 raise ValueError(nothing)
             print(nothing)  # a slice may end before its first cell does

@@ -25,7 +25,6 @@ from steinvae.checkpoint import lock_run_dir
 from steinvae.config import GROUPED, IN_FILES, Config, MethodConfig
 from steinvae.config_tree import from_dict, to_dict
 from steinvae.data import CountDataset, Dataset, load, step_generator
-from steinvae.data.identity import identity
 from steinvae.data.left_out import lost_classes, skipped, warnings
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.density.suite import normalised
@@ -259,7 +258,7 @@ def describe(trainer: Trainer, estimate: Estimate, selected: int) -> dict[str, A
         "method": method.name,
         **own,
         "data_set": trainer.dataset.name,
-        "data": identity(dataset.train, dataset),
+        "data": trainer.state["data"],
         "binarization": trainer.dataset.binarization,
         "steps": trainer.step,
         "selected_step": selected,

@@ -311,7 +311,8 @@ class Trainer:
             checkpoint.refuse_damaged(self.run_dir)
             return False
         saved = checkpoint.load(path)
-        changed = differences(saved.state.get("data", self.state["data"]), self.state["data"])
+        data = self.state["data"]
+        changed = differences(saved.state.get("data", data), data)
         if changed:
             raise ValueError(
                 f"resume must keep the training data of the run in {self.run_dir}: {changed}"
@@ -326,7 +327,7 @@ class Trainer:
             for name, tensor in saved.tensors.items()
             if name.startswith("best.")
         }
-        self.step, self.state = saved.step, self.state | saved.state
+        self.step, self.state = saved.step, self.state | saved.state | {"data": data}
         self._nonfinite.restart(self.state["skipped"], self.state["skipped_in_a_row"])
         if self._graphs:
             self._graphs.forget()

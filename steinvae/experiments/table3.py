@@ -18,11 +18,8 @@ from steinvae.experiments.table3_cells import BUDGETS, METHODS, NETWORKS, PER_CL
 from steinvae.experiments.table3_draw import draw, paper_error
 
 NAME = "table3"
-SEEDS_RUN = None
-"""Where none are chosen: as many splits as the budget has."""
-
-SEEDS_DRAWN = None
-"""Where none are chosen: all splits that have records."""
+SEEDS = None
+"""Where none are chosen: as many splits are run as the budget has, and all with records drawn."""
 
 
 def add_options(parser: ArgumentParser) -> None:

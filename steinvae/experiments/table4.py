@@ -18,11 +18,8 @@ from steinvae.experiments.table4_cells import BUDGETS, NETS, PERCENT, ROWS, cell
 from steinvae.experiments.table4_draw import draw, paper_error
 
 NAME = "table4"
-SEEDS_RUN = None
-"""Where none are chosen: as many splits as the budget has."""
-
-SEEDS_DRAWN = None
-"""Where none are chosen: all splits that have records."""
+SEEDS = None
+"""Where none are chosen: as many splits are run as the budget has, and all with records drawn."""
 
 
 def add_options(parser: ArgumentParser) -> None:
