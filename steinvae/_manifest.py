@@ -1,4 +1,4 @@
-"""The manifest of a directory: size and SHA-256 of its files, and a digest of itself."""
+"""The manifest of a directory: size and SHA-256 of its files, and a digest of itself. Digests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 FORMAT = 1
 """Version of the checkpoint layout. A reader accepts its own version and refuses newer ones."""
@@ -95,6 +98,15 @@ def sha256_file(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and numbers, in hexadecimal; the order does not matter."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -17,8 +17,9 @@ from steinvae.config import Config
 from steinvae.data import Dataset
 from steinvae.data.identity import DIGITS, SHARED, differences, identity
 from steinvae.density import evenly_spaced
+from steinvae.model_file import MODEL
 from steinvae.networks import Networks
-from steinvae.run import MODEL, RESULT, read_config
+from steinvae.run import RESULT, read_config
 
 JSON = "evaluation.json"
 FINGERPRINTED = 100

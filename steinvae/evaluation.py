@@ -26,9 +26,10 @@ from steinvae.density.suite import uncomputable
 from steinvae.evaluated import JSON, check_data, head, merge, read_earlier
 from steinvae.labels.results import ESTIMATOR, label_metrics, label_quality, label_table
 from steinvae.labels.task import count_classes
+from steinvae.model_file import MODEL, load_model
 from steinvae.networks import Networks
 from steinvae.report import commit, markdown_table, tidy_record, versions
-from steinvae.run import MODEL, load_data, load_model, measure, nll
+from steinvae.run import load_data, measure, nll
 
 TEXT, RECORDS = "evaluation.md", "evaluation.jsonl"
 RESIDUAL = "residual"

@@ -25,7 +25,7 @@ from steinvae.models.stages import (
     code_side,
     kept_numbers,
 )
-from steinvae.plan import BYTES, STATE_COPIES, Plan, make_plan
+from steinvae.plan import BYTES, Plan, make_plan, state_copies
 
 CLASSES = 1000
 """Of the labels that are planned; those of a data set are not known before it is read."""
@@ -78,7 +78,7 @@ def make_image_plan(config: Config) -> Plan:
         density_bytes=0,
         code_bytes=BYTES * images * samples * model.codes,
         decoder_bytes=BYTES * method.decoders * decoder,
-        state_bytes=BYTES * STATE_COPIES * (method.decoders * decoder + encoder + labels),
+        state_bytes=BYTES * state_copies(config) * (method.decoders * decoder + encoder + labels),
     )
 
 

@@ -35,7 +35,6 @@ WORDS_OF_A_DOCUMENT = {"20news": 65, "nyt": 121, "rcv1": 75}
 """
 
 BYTES = 4
-STATE_COPIES = 4  # parameters, both moments of Adam, and the best parameters so far
 _CODE_COPIES = 6  # noise, codes, their scores from the decoders and in all, direction, cotangent
 _DRAWN_COPIES = 2  # noise and codes
 
@@ -83,7 +82,8 @@ class Plan:
     """One array of all decoders' parameters."""
 
     state_bytes: int
-    """Decoders and encoder with Adam's moments and the best copy, for the whole run."""
+    """Decoders and encoder with Adam's moments and, without labels, the best copy: for the whole
+    run."""
 
     @property
     def step_bytes(self) -> int:
@@ -114,7 +114,7 @@ class Plan:
             ("decoder passes a step", f"{self.decoder_passes:,} ({self.flops:.1e} FLOP)"),
             ("decoder passes a validation", self._validation()),
             ("images decoded at once", f"{self.images_at_once:,}"),
-            ("memory: parameters, Adam, best", _size(self.state_bytes)),
+            ("memory: state of the run", _size(self.state_bytes)),
             ("memory: decoding", _size(self.decoding_bytes)),
             ("memory: scores, directions", _size(2 * self.decoder_bytes)),
             ("memory: encoder", _size(self.encoder_bytes)),
@@ -122,6 +122,11 @@ class Plan:
             ("memory: in all, about", _size(self.total_bytes)),
         ]
         return "\n".join(f"{name + ':':<32} {value}" for name, value in lines)
+
+
+def state_copies(config: Config) -> int:
+    """Parameters, both moments of Adam, and the best parameters so far where a run selects them."""
+    return 3 if config.data.labelled else 4
 
 
 def make_plan(config: Config) -> Plan:
@@ -172,7 +177,7 @@ def make_plan(config: Config) -> Plan:
         density_bytes=BYTES * _tangents(model, images * samples) if exact else 0,
         code_bytes=BYTES * images * samples * model.codes,
         decoder_bytes=BYTES * method.decoders * shape.parameters,
-        state_bytes=BYTES * STATE_COPIES * parameters,
+        state_bytes=BYTES * state_copies(config) * parameters,
     )
 
 

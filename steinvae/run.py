@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from steinvae._atomic import replacing, write_text
+from steinvae._atomic import write_text
 from steinvae.checkpoint import lock_run_dir
 from steinvae.config import GROUPED, IN_FILES, Config, MethodConfig
 from steinvae.config_tree import from_dict, to_dict
@@ -28,12 +26,13 @@ from steinvae.data import CountDataset, Dataset, load, step_generator
 from steinvae.data.left_out import lost_classes, skipped, warnings
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.density.suite import normalised
-from steinvae.device import choose_device, prepare_process
-from steinvae.folder import check_same, choose_run_dir, going_on, held, saying_how_to_go_on
+from steinvae.device import prepare_process
+from steinvae.folder import check_same, choose_run_dir, held, saying_how_to_go_on
 from steinvae.image_plan import advice
 from steinvae.labels.results import label_results, write_chosen
 from steinvae.logging import JSONL, MetricsWriter, Progress, read_metrics, tensorboard_writer
-from steinvae.networks import Networks, build_networks
+from steinvae.model_file import save_model
+from steinvae.networks import Networks
 from steinvae.nonfinite import NonFiniteError
 from steinvae.perplexity import text_results
 from steinvae.plots import figure_module, save_curves, save_samples
@@ -46,7 +45,7 @@ from steinvae.trainer import Trainer
 if TYPE_CHECKING:
     from steinvae.distributed import World
 
-CONFIG, MODEL, RESULT = "config.yaml", "model.safetensors", "result.json"
+CONFIG, RESULT = "config.yaml", "result.json"
 SAMPLES_DRAWN = 64
 SEEN = 16
 """Test images that show whether pixels are bits."""
@@ -326,46 +325,6 @@ def load_data(config: Config) -> Dataset:
             workers=data.workers,
         )
     return load(data.name, data.root, binarization=data.binarization, bad_records=data.bad_records)
-
-
-def save_model(run_dir: Path, networks: Networks) -> None:
-    """Write model.safetensors, the parameters that were tested."""
-    tensors = {name: item.cpu().contiguous() for name, item in networks.tensors().items()}
-    with replacing(run_dir / MODEL) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # by the umask; safetensors writes for the owner alone
-        save_file(tensors, temporary)
-        temporary.chmod(mode)
-
-
-def load_model(run_dir: Path, config: Config, pixels: int, classes: int | None = None) -> Networks:
-    """The networks of a finished run; `classes` as `build_networks` takes them.
-
-    Errors: ValueError where `config` asks for other networks than the run has, or where the file is
-    damaged.
-    """
-    path = Path(run_dir) / MODEL
-    if not path.exists():
-        raise FileNotFoundError(
-            f"run_dir={run_dir} holds no {MODEL}: finish the run with {going_on(Path(run_dir))}"
-        )
-    prepare_process(config)
-    device = choose_device(config.trainer.device)
-    networks = build_networks(config, pixels, device, classes)
-    tensors = read_model(path)
-    try:
-        networks.load(tensors)
-    except ValueError as error:
-        raise ValueError(f"{path} is not of the networks that were asked for: {error}") from error
-    return networks
-
-
-def read_model(path: Path) -> dict[str, Tensor]:
-    """The tensors of a model.safetensors. Errors: ValueError where the file is damaged."""
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def read_config(run_dir: Path) -> Config:

@@ -33,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dataclasses import replace
 
     from steinvae.labels.task import count_classes
+    from steinvae.model_file import load_model
     from steinvae.plots import save_samples
-    from steinvae.run import draw_samples, load_data, load_model, read_config
+    from steinvae.run import draw_samples, load_data, read_config
 
     try:
         config = read_config(run_dir)

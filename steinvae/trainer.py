@@ -1,7 +1,7 @@
 """The training loop: a pure update per step, everything random derived from (seed, step).
 
-A checkpoint holds the networks, Adam's moments, the best parameters so far and a few counters, so a
-resumed run repeats the uninterrupted one bit for bit, its metrics included.
+A checkpoint holds the networks, Adam's moments, a few counters and, without labels, the best
+parameters so far, so a resumed run repeats the uninterrupted one bit for bit, metrics included.
 """
 
 from __future__ import annotations
@@ -325,7 +325,7 @@ class Trainer:
         self._best = {
             name.removeprefix("best."): tensor.to(self.device)
             for name, tensor in saved.tensors.items()
-            if name.startswith("best.")
+            if name.startswith("best.") and not self.labelled
         }
         self.step, self.state = saved.step, self.state | saved.state | {"data": data}
         self._nonfinite.restart(self.state["skipped"], self.state["skipped_in_a_row"])
@@ -340,6 +340,8 @@ class Trainer:
             self.state["since_best"] += 1
             return
         self.state |= {"best_value": estimate.value, "best_step": self.step, "since_best": 0}
+        if self.labelled:  # the last parameters are tested
+            return
         self._best = {name: item.clone() for name, item in self.networks.tensors().items()}
 
     def _sound(self, tensors: dict[str, Tensor]) -> bool:

@@ -39,9 +39,10 @@ from steinvae.experiments.mixture_scores import (
     score,
 )
 from steinvae.experiments.mixture_tables import tables
+from steinvae.model_file import MODEL, read_model
 from steinvae.models.gaussian_mixture import section_5_1
 from steinvae.networks import Networks
-from steinvae.run import MODEL, prepare_with, read_model, train
+from steinvae.run import prepare_with, train
 from steinvae.signals import StopRequest
 
 NAME = "figure1"

@@ -16,9 +16,9 @@ from steinvae.data import CountDataset, Dataset
 from steinvae.density import Finding, Suite, evenly_spaced, measure_all
 from steinvae.experiments.cells import Cell, Record, read, train_cell, with_threads
 from steinvae.logging import JSONL
+from steinvae.model_file import load_model
 from steinvae.perplexity import perplexity
 from steinvae.report import append_records, tidy_record
-from steinvae.run import load_model
 from steinvae.signals import StopRequest
 
 NOTES = ("theta", "bounds", "holds")

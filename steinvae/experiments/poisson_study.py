@@ -32,8 +32,9 @@ from steinvae.experiments.poisson_scores import (
     diagnose,
     encoder_draws,
 )
+from steinvae.model_file import MODEL, read_model
 from steinvae.report import markdown_table
-from steinvae.run import MODEL, prepare_with, read_model, train
+from steinvae.run import prepare_with, train
 from steinvae.signals import StopRequest
 
 FLOOR = "Gibbs, second half of the chains (floor)"

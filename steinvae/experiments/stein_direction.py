@@ -18,9 +18,10 @@ from steinvae.experiments.cells import Cell, Record, announce, read, train_cell
 from steinvae.experiments.direction_variants import DEFAULT, VARIANTS
 from steinvae.experiments.gradient_noise import Power, measure
 from steinvae.experiments.stein_encoder import STEPS, configuration
+from steinvae.model_file import load_model
 from steinvae.networks import Networks
 from steinvae.report import append_records, markdown_table, tidy_record
-from steinvae.run import load_data, load_model
+from steinvae.run import load_data
 from steinvae.signals import StopRequest
 
 NAME = "stein_direction"

@@ -20,11 +20,21 @@ def finished(tmp_path_factory) -> Path:
     return folder
 
 
+def cut(content: bytes) -> bytes:
+    return content[:-100]
+
+
+def flipped(content: bytes) -> bytes:
+    """One bit, of a number."""
+    return content[:-10] + bytes([content[-10] ^ 1]) + content[-9:]
+
+
+@pytest.mark.parametrize("damage", [cut, flipped])
 @pytest.mark.parametrize("command", [evaluate, sample])
-def test_a_damaged_model_is_named(command, finished, tmp_path, capsys):
+def test_a_damaged_model_is_named(command, damage, finished, tmp_path, capsys):
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     model = run / "model.safetensors"
-    model.write_bytes(model.read_bytes()[:-100])
+    model.write_bytes(damage(model.read_bytes()))
     extra = ["--output=x.png"] if command is sample else []
     assert command.main([str(run), *extra]) == 1
     shown = capsys.readouterr().err.splitlines()

@@ -20,9 +20,10 @@ from steinvae.density import suite as suite_module
 from steinvae.density.findings import UPPER, Assumption, Finding
 from steinvae.evaluated import merge
 from steinvae.evaluation import paired_differences, summary
+from steinvae.model_file import load_model
 from steinvae.recognition.conv import ConvPlaneEncoder
 from steinvae.report import RECORD_KEYS, read_records
-from steinvae.run import load_model, measure, read_config
+from steinvae.run import measure, read_config
 from steinvae.trainer import Trainer
 from tests.train.test_verdicts import networks_of
 

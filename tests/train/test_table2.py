@@ -16,8 +16,9 @@ from steinvae.experiments import table2
 from steinvae.experiments.measured import has_all, measure_all
 from steinvae.experiments.table2_cells import CORPORA, ROWS, cells
 from steinvae.experiments.table2_draw import draw
+from steinvae.model_file import load_model
 from steinvae.perplexity import perplexity
-from steinvae.run import load_data, load_model
+from steinvae.run import load_data
 from steinvae.trainer import Trainer
 
 WORDS, TEST = 30, 24

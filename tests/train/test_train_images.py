@@ -20,9 +20,10 @@ from steinvae.data.images.faults import Faults
 from steinvae.data.images.listing import read_bytes, walk
 from steinvae.data.images.packing import pack
 from steinvae.labels.pooled import PooledLabels
+from steinvae.model_file import MODEL, load_model
 from steinvae.networks import build_networks
 from steinvae.presets import load_preset
-from steinvae.run import MODEL, load_data, load_model, read_config, run
+from steinvae.run import load_data, read_config, run
 from steinvae.sample import main as sample
 from steinvae.trainer import Trainer
 from tests.train.image_trees import CLASSES, SIDE, VAL, small_config, write_tree
