@@ -5,6 +5,8 @@ Both are pure functions of their seeds (and of the step), so that a resumed run 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,7 +15,12 @@ from steinvae.data.sampling import BatchSampler, step_generator
 
 
 def choose_labelled(
-    labels: Tensor, *, per_class: int | None = None, fraction: float | None = None, seed: int = 0
+    labels: Tensor,
+    *,
+    per_class: int | None = None,
+    fraction: float | None = None,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
 ) -> Tensor:
     """Indices of a stratified subset: `per_class` images of every class, or a fraction of each.
 
@@ -23,7 +30,7 @@ def choose_labelled(
 
     Shapes: labels (N,) int64 -> (n,) int64 in ascending order.
     Errors: ValueError for both or neither of the sizes, and naming a class that has too few images
-    to leave one without a label.
+    to leave one without a label, by its name where `names` has it.
     """
     if (per_class is None) == (fraction is None):
         raise ValueError(
@@ -37,9 +44,10 @@ def choose_labelled(
         count = per_class if fraction is None else max(1, round(fraction * len(members)))
         if count is None or not 1 <= count < len(members):
             setting = "labels_per_class" if fraction is None else "label_fraction"
+            called = f"class {label}" if names is None else f"class {label} ({names[label]})"
             raise ValueError(
-                f"data.{setting} must choose 1 to {len(members) - 1} images of class {label}, "
-                f"which has {len(members)} training images, got {count}"
+                f"data.{setting} must choose at least one training image of {called} and leave "
+                f"one without a label, of the {len(members)} that it has; got {count}"
             )
         chosen.append(members[:count])
     return torch.from_numpy(np.sort(np.concatenate(chosen)))

@@ -68,6 +68,7 @@ def labelled_indices(config: Config, dataset: Dataset) -> Tensor:
         per_class=data.labels_per_class,
         fraction=data.label_fraction,
         seed=data.split_seed,
+        names=getattr(dataset, "classes", None),
     )
 
 

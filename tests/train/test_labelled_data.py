@@ -37,8 +37,12 @@ def test_choice_is_frozen():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"per_class": 12}, r"data\.labels_per_class must choose 1 to 11 images of class 0"),
-        ({"fraction": 0.99}, r"data\.label_fraction must choose 1 to 11 images of class 0"),
+        (
+            {"per_class": 12},
+            r"data\.labels_per_class must .* image of class 0 .* 12 that it has; got 12",
+        ),
+        ({"fraction": 0.99}, r"data\.label_fraction must .* image of class 0 and leave"),
+        ({"per_class": 12, "names": ["cat", *"123456789"]}, r"class 0 \(cat\)"),
         ({}, "expected per_class or fraction"),
         ({"per_class": 1, "fraction": 0.5}, "expected per_class or fraction"),
     ],
