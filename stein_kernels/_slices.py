@@ -12,6 +12,7 @@ have been checked; ``features`` is d, of all ranks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -35,16 +36,14 @@ class Pairs(NamedTuple):
     """What all ranks know of the pairs; M x N matrices of all features."""
 
     squared: Tensor  # |y_j - x_i|^2, (B, M, N)
-    along: Tensor | None  # g_i . (y_j - x_i), (B, M, N)
     h: Tensor  # (B,)
 
     def weighted(self, weights: Tensor | None, leave_one_out: bool) -> Tensor:
         """w_i k_ij, (B, M, N)."""
         return reference.pair_weights(self.squared, self.h, weights, leave_one_out)
 
-    def divergence(self, weighted: Tensor, features: int) -> Tensor:
-        """(B, N)."""
-        along = self.squared if self.along is None else self.along
+    def divergence(self, weighted: Tensor, along: Tensor, features: int) -> Tensor:
+        """(B, N), with the products g_i . (y_j - x_i) along (B, M, N)."""
         return reference.divergence_of(weighted, self.squared, along, self.h, features)
 
 
@@ -78,13 +77,25 @@ class _Slice:
         self.x, self.grad = fold_batch(x, 2), fold_batch(grad, 2)
         self.weights, self.query = fold_batch(weights, 1), fold_batch(query, 2)
 
-    def pairs(self, bandwidth: float | str | Tensor, along: bool = False) -> Pairs:
-        """All that is summed over the ranks, in one sum; a rule reads the distances within x."""
+    def pairs(self, bandwidth: float | str | Tensor) -> Pairs:
+        """All pairs, by one sum over the ranks."""
+        pairs, _ = self._summed(bandwidth, [])
+        return pairs
+
+    def pairs_along(self, bandwidth: float | str | Tensor) -> tuple[Pairs, Tensor]:
+        """The same and g_i . (y_j - x_i), (B, M, N), still by one sum."""
+        given = self.x, self.grad, self.query
+        pairs, (along,) = self._summed(
+            bandwidth, [self.ops.displaced_products(*given, **self.options)]
+        )
+        return pairs, along
+
+    def _summed(
+        self, bandwidth: float | str | Tensor, further: list[Tensor]
+    ) -> tuple[Pairs, Sequence[Tensor]]:
+        """The pairs, and the sums of `further` matrices; a rule reads the distances within x."""
         h = check_bandwidth(self.op, bandwidth, self.given)
-        parts = [self.ops.squared_distances(self.x, self.query, **self.options)]
-        if along:
-            further = self.x, self.grad, self.query
-            parts.append(self.ops.displaced_products(*further, **self.options))
+        parts = [self.ops.squared_distances(self.x, self.query, **self.options), *further]
         if isinstance(h, str) and self.query is not None:
             parts.append(self.ops.squared_distances(self.x.detach(), None, **self.options))
         total = self.ranks.sum(parts[0] if len(parts) == 1 else torch.cat(parts, 2))
@@ -93,7 +104,7 @@ class _Slice:
             within = sums[0] if self.query is None else sums[-1]
             median = self.ops.median_of_squared(within.detach(), **self.options)
             h = reference.apply_rule(median, self.given.shape[-2], h)
-        return Pairs(sums[0], sums[1] if along else None, fold_batch(h, 0))
+        return Pairs(sums[0], fold_batch(h, 0)), sums[1 : 1 + len(further)]
 
     def direction(self, weighted: Tensor, h: Tensor) -> Tensor:
         """phi (B, N, slice), given w_i k_ij (B, M, N)."""
@@ -156,8 +167,8 @@ def stein_divergence(
 ) -> Tensor:
     """The divergence over all features, (..., N)."""
     s = _Slice("stein_divergence", ranks, x, grad, weights, query)
-    pairs = s.pairs(bandwidth, along=True)
-    return s.unfold(pairs.divergence(pairs.weighted(s.weights, leave_one_out), features))
+    pairs, along = s.pairs_along(bandwidth)
+    return s.unfold(pairs.divergence(pairs.weighted(s.weights, leave_one_out), along, features))
 
 
 def kernel_stein_discrepancy(
@@ -175,9 +186,10 @@ def kernel_stein_discrepancy(
     dtype, wide = x.dtype, accumulation_dtype(x.dtype)  # its two terms nearly cancel
     score = score.to(wide)
     s = _Slice("kernel_stein_discrepancy", ranks, x.to(wide), score, weights)
-    pairs = s.pairs(bandwidth.to(wide) if isinstance(bandwidth, Tensor) else bandwidth, along=True)
+    h = bandwidth.to(wide) if isinstance(bandwidth, Tensor) else bandwidth
+    pairs, along = s.pairs_along(h)
     weighted = pairs.weighted(s.weights, leave_one_out or statistic == "u")
-    divergence = pairs.divergence(weighted, features)
+    divergence = pairs.divergence(weighted, along, features)
     phi = s.direction(weighted, pairs.h)
     driven = ranks.sum((phi * fold_batch(score, 2)).sum(-1))
     return s.unfold(reference.average(driven + divergence, s.weights)).to(dtype)

@@ -253,9 +253,10 @@ def kernel_stein_discrepancy(
     .. math:: S = \sum_j w_j \left( g_j^\top \phi(x_j) + \nabla\cdot\phi(x_j) \right)
 
     ``"v"`` sums over all pairs: never negative, and the rate at which the direction lowers the KL
-    divergence. ``"u"`` leaves the pairs (i, i) out: negative at times, and unbiased for a bandwidth
-    that does not depend on the particles. One by a rule does: for exact draws of N(0, I) the mean
-    is then -0.02 with 10 particles in 2 dimensions, and 0 within error with 100.
+    divergence. ``"u"`` leaves the pairs (i, i) out, as ``leave_one_out=True`` does in both terms:
+    negative at times, and unbiased for a bandwidth that does not depend on the particles. One by a
+    rule does: for exact draws of N(0, I) the mean is then -0.02 with 10 particles in 2 dimensions,
+    and 0 within error with 100.
 
     Args:
         x: particles, (..., M, d).
@@ -267,6 +268,9 @@ def kernel_stein_discrepancy(
 
     Returns:
         (...), in the dtype of x.
+
+    Raises:
+        ValueError, TypeError: as :func:`svgd_direction`; another ``statistic``.
 
     Source: Liu, Lee & Jordan 2016, eqs. 14 and 15; Chwialkowski et al. 2016.
     """

@@ -20,14 +20,14 @@ from steinvae.config import MethodConfig
 from steinvae.gradients import Batch, Gradients, Objective, code_spread
 from steinvae.networks import Networks
 from steinvae.pairs import Pairing, pair_gradients
-from steinvae.recognition import GaussianEncoder, standard_normal
+from steinvae.recognition import GaussianEncoder, gaussian_rate, standard_normal
 from steinvae.weights import effective_samples
 
 
 def vae(networks: Networks, batch: Batch, method: MethodConfig, data_size: int) -> Gradients:
     """Negative ELBO with a Gaussian encoder: distortion by S reparameterised codes, rate exact."""
-    mean, log_sigma, codes = _gaussian_codes(networks, batch)
-    rate = 0.5 * (mean.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(-1).mean()
+    mean, log_sigma, codes = gaussian_codes(networks, batch)
+    rate = gaussian_rate(mean, log_sigma).mean()
     return _elbo(networks, batch, method, data_size, codes, None, rate, rate)
 
 
@@ -39,7 +39,7 @@ def iwae(networks: Networks, batch: Batch, method: MethodConfig, data_size: int)
     one for the encoder, sum_s w_s^2 (d log w / d z_s) (d z_s / d eta) with those parameters held:
     the score function term, whose signal-to-noise falls with S, is gone. Tucker et al. 2019, eq. 8.
     """
-    _, log_sigma, codes = _gaussian_codes(networks, batch)
+    _, log_sigma, codes = gaussian_codes(networks, batch)
     images, samples, _ = codes.shape
     # log p(z) - log q(z | x): the factors (2 pi)^(-d/2) cancel.
     noise = batch.noise.square().sum(-1)
@@ -82,8 +82,8 @@ def vae_weighted_decoder(
     method.entropy_weight b is a control of that control: eta descends the free energy at
     temperature b, E_q[b log q - log p(x, z)] = -ELBO + (b - 1) E_q log q; narrower q for b < 1.
     """
-    mean, log_sigma, codes = _gaussian_codes(networks, batch)
-    rate = 0.5 * (mean.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(-1)
+    mean, log_sigma, codes = gaussian_codes(networks, batch)
+    rate = gaussian_rate(mean, log_sigma)
     log_q = standard_normal(batch.noise) - log_sigma.sum(-1, keepdim=True)
     # E log q = -sum log sigma + constant
     heat = (1 - method.entropy_weight) * log_sigma.sum(-1).mean()
@@ -162,9 +162,11 @@ def _elbo(
     )
 
 
-def _gaussian_codes(networks: Networks, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def gaussian_codes(networks: Networks, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """mu and log sigma, (B, d) each, and the codes (B, S, d). Errors: TypeError for encoders that
+    are not Gaussian."""
     encoder = networks.encoder
     if not isinstance(encoder, GaussianEncoder):
         raise TypeError(f"this method needs a Gaussian encoder, got {type(encoder).__name__}")
-    mean, log_sigma = encoder.moments(encoder.features(batch.pixels))
+    mean, log_sigma = encoder.moments(encoder.features(batch.shown))
     return mean, log_sigma, mean[:, None] + log_sigma.exp()[:, None] * batch.noise

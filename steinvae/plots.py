@@ -16,21 +16,18 @@ from steinvae.logging import read_metrics
 UNITS = {
     "negative_elbo": "nats per image",
     "negative_bound": "nats per image",
-    "negative_log_likelihood": "nats per image",
     "nll": "nats per image",
     "label_nll": "nats per image",
     "label_error": "fraction of images",
     "distortion": "nats per image",
     "rate": "nats per image",
-    "kl": "nats per image",
-    "loss": "nats per image",
+    "m2_loss": "nats per image",
+    "moved": "code units, root mean square",
     "code_spread": "code units, root mean square",
     "direction": "nats per code unit, rms",
     "stein_discrepancy": "per squared code unit",
     "gradient_norm": "nats per parameter unit",
     "learning_rate": "Adam step size",
-    "steps_per_second": "steps per second",
-    "bandwidth": "squared code units",
 }
 """Unit of a term on the vertical axis; a term that is not listed is a pure number."""
 

@@ -54,7 +54,6 @@ BOUNDS = {
     "codes; in expectation an upper bound of the NLL, whatever the encoder",
     "s_elbo": "importance sampling from the encoder by its own density, for an injective encoder; "
     "in expectation an upper bound of the NLL",
-    "negative_elbo": "negative evidence lower bound; an upper bound of the NLL in expectation",
 }
 """What an estimator is, and what it bounds, by the first word of its name."""
 

@@ -211,13 +211,14 @@ def summed_direction(
 ) -> Float[Tensor, "B S d"]:
     """The direction of a sum of kernels: `joint` over its kernel's mean, plus one a dimension.
 
-        phi(y)_v = joint(y)_v / mean k + (1/M) sum_i [ k_v(x_iv, y_v) g_iv + grad k_v ]
+        phi(y)_v = joint(y)_v / mean k + mean_i [ k_v(x_iv, y_v) g_iv + grad k_v ]
 
-    Each term vanishes at q = p (Stein's identity holds for every kernel), so the fixed point is
-    that of the joint kernel. In d dimensions the values of a joint kernel differ by a share of
-    about sqrt(2/d) only, and what a code's direction knows of its own place in one of them is a
-    share of 1/d, under the noise of S codes; a kernel of that dimension alone has all of it. Source
-    of kernels by dimension: Zhuo et al. 2018, Wang et al. 2018, which leave the joint one out.
+    with mean_i over the others alone by `leave_one_out`, as mean k always is. Each term vanishes
+    at q = p (Stein's identity holds for every kernel), so the fixed point is that of the joint
+    kernel. In d dimensions squared distances differ by a share of about sqrt(2/d) only, and what a
+    code's direction knows of its own place in one of them is a share of 1/d, under the noise of S
+    codes; a kernel of that dimension alone has all of it. Source of kernels by dimension: Zhuo et
+    al. 2018, Wang et al. 2018, which leave the joint one out.
     """
     count = codes.shape[1]
     same = torch.eye(count, dtype=torch.bool, device=codes.device)  # where k = 1, left out

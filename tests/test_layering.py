@@ -187,17 +187,15 @@ def succeeds(done) -> None:
 
 @pytest.mark.parametrize("package", ["stein_kernels", "steinvae"])
 def test_import_is_light(fresh_python, package):
-    """Of our own, beside torch: nothing heavy, and less than 0.3 s of processor time."""
+    """Of our own, beside torch: nothing heavy."""
     succeeds(
         fresh_python(
             f"""
-import sys, time, torch
-before, start = set(sys.modules), time.process_time()
+import sys, torch
+before = set(sys.modules)
 import {package}
-seconds = time.process_time() - start
 dragged_in = (set(sys.modules) - before) & {{*{HEAVY!r}, "torch.utils.cpp_extension"}}
 assert not dragged_in, dragged_in
-assert seconds < 0.3, seconds
 """
         )
     )

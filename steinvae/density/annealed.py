@@ -109,7 +109,7 @@ def _run(
     evaluate: LogLikelihood,
     chains: Chains,
     noise: ImageStreams,
-    steps: Float[Tensor, "T B"],
+    steps: Float[Tensor, "inner B"],
     settings: Annealing,
     *,
     reverse: bool,

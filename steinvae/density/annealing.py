@@ -1,6 +1,6 @@
 """Settings of annealed chains, and what is fixed before they run: schedule, noise, step sizes.
 
-Shapes: B images, C chains an image, d code dimensions, T temperatures.
+Shapes: B images, C chains an image, d code dimensions, T temperatures, T - 1 inner ones.
 Source: Wu, Burda, Salakhutdinov & Grosse 2017, section 3 (the schedule, acceptance 0.65).
 """
 
@@ -90,7 +90,7 @@ def find_steps(
     settings: Annealing,
     *,
     seed: int,
-) -> Float[Tensor, "T B"]:
+) -> Float[Tensor, "inner B"]:
     """Step sizes for b_1 .. b_{T-1} and every image, adapted along a pilot run of forward chains.
 
     Every pilot chain moves its own log step by 0.1 (acceptance probability - aim) at each

@@ -31,7 +31,6 @@ from steinvae.density.likelihood import (
     image_noise,
     log_likelihood,
     log_mean_exp,
-    log_prior,
     noise_dimension,
     over_decoders,
 )
@@ -69,7 +68,7 @@ class EncoderBounds:
     """n."""
 
     minority: float
-    """Share of determinants with the rarer sign of their image (or 0), mean over images."""
+    """Share of determinants with the rarer sign of their image, mean over images; 0: all alike."""
 
     determinants: int
     """Determinants looked at for `minority`."""
@@ -95,13 +94,13 @@ def encoder_bounds(
     """
     if samples < 1:
         raise ValueError(f"encoder_bounds: samples must be at least 1, got {samples}")
-    at_once = _images_at_once(networks, pixels.shape[1], samples)
+    chunk = _images_at_once(networks, pixels.shape[1], samples)
     rows = [
-        _chunk(networks, some_rows(pixels, slice(first, first + at_once)), samples, seed, first)
-        for first in range(0, len(pixels), at_once)
+        _chunk(networks, some_rows(pixels, slice(first, first + chunk)), samples, seed, first)
+        for first in range(0, len(pixels), chunk)
     ]
     log_weights = [weights for weights, _ in rows]
-    signs = [each for _, chunk in rows for each in chunk]
+    signs = [each for _, found in rows for each in found]
     minority = [minority_of_signs(each) for each in signs]
     by_theta: dict[Treatment, Tensor] = {
         theta: torch.cat([over_decoders(each, theta) for each in log_weights]) for theta in _THETA
@@ -176,5 +175,5 @@ def _chunk(
     size = max(_SIGNS_CHECKED, entries // (len(pixels) * encoder.codes**2))
     parts = [log_density(encoder, pixels, part) for part in noise.split(size, dim=1)]
     codes, log_q, signs = (torch.cat(item, dim=1) for item in zip(*parts, strict=True))
-    log_ratio = (log_prior(codes) - log_q).double()
+    log_ratio = (standard_normal(codes) - log_q).double()
     return log_likelihood(networks, codes, pixels).double() + log_ratio, signs

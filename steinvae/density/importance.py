@@ -24,12 +24,12 @@ from steinvae.density.likelihood import (
     image_noise,
     log_likelihood,
     log_mean_exp,
-    log_prior,
     noise_dimension,
     over_decoders,
 )
 from steinvae.device import at_once
 from steinvae.networks import Networks
+from steinvae.recognition import standard_normal
 from steinvae.sparse_rows import some_rows
 
 Proposal = Literal["fitted", "diagonal", "encoder"]
@@ -98,7 +98,7 @@ def iw_g(
     inflation: float = 1.2,
     proposal: Proposal = "fitted",
 ) -> Float[Tensor, "2 B"]:
-    """Importance-weighted log p(x), Gaussian proposal: per image and decoder set.
+    """Importance-weighted log p(x) of every image, Gaussian proposal: of the mixture, and single.
 
     log p(x) >= E log (1/n) sum_s pbar(x | z_s) N(z_s; 0, I) / N(z_s; m, inflation^2 C), with m and
     C from max(64, fit_samples d) encoder samples and z_s fresh draws of the proposal; pbar is the
@@ -106,6 +106,7 @@ def iw_g(
     (seed, b) alone.
 
     Shapes: pixels (B, X) -> (2, B) float64: the mixture, and the mean over decoders of each alone.
+    Errors: torch.linalg.LinAlgError where the encoder's codes are not finite.
     Source: Burda et al. 2016 for the bound; the paper's eq. 16 needs an encoder density instead.
     """
     chunks = importance_weights(
@@ -155,7 +156,7 @@ def importance_weights(
             yield _encoder_weights(networks, part, images, samples, seed)
         else:
             noise = _noise(networks, images, fitted, samples, seed)
-            weights = _diagonal_weights if proposal == "diagonal" else _chunk_weights
+            weights = _diagonal_weights if proposal == "diagonal" else _fitted_weights
             yield weights(networks, part, noise, inflation)
 
 
@@ -173,13 +174,13 @@ def _noise(
     ]
 
 
-def _chunk_weights(
+def _fitted_weights(
     networks: Networks, pixels: Tensor, noise: Sequence[Tensor], inflation: float
 ) -> Float[Tensor, "M b n"]:
     fit_noise, proposal_noise = noise[0], noise[1].double()
     mean, scale_tril = fit_gaussian(networks.encoder(pixels, fit_noise), inflation)
     codes = mean[:, None] + proposal_noise @ scale_tril.transpose(1, 2)
-    log_ratio = log_prior(codes) - gaussian_log_density(proposal_noise, scale_tril)
+    log_ratio = standard_normal(codes) - gaussian_log_density(proposal_noise, scale_tril)
     codes = codes.to(networks.theta.flat.dtype)
     return log_likelihood(networks, codes, pixels).double() + log_ratio
 
@@ -187,13 +188,13 @@ def _chunk_weights(
 def _diagonal_weights(
     networks: Networks, pixels: Tensor, noise: Sequence[Tensor], inflation: float
 ) -> Float[Tensor, "M b n"]:
-    """As `_chunk_weights`, dimension by dimension: nothing of size d x d."""
+    """As `_fitted_weights`, dimension by dimension: nothing of size d x d."""
     drawn, proposal_noise = networks.encoder(pixels, noise[0]).double(), noise[1].double()
     variance = drawn.var(1, keepdim=True)
     floor = (1e-6 * variance.mean(-1, keepdim=True)).clamp_min(1e-12)
     scale = inflation * (variance + floor).sqrt()
     codes = drawn.mean(1, keepdim=True) + scale * proposal_noise
-    log_ratio = log_prior(codes) - (log_prior(proposal_noise) - scale.log().sum(-1))
+    log_ratio = standard_normal(codes) - (standard_normal(proposal_noise) - scale.log().sum(-1))
     codes = codes.to(networks.theta.flat.dtype)
     return log_likelihood(networks, codes, pixels).double() + log_ratio
 
@@ -204,7 +205,7 @@ def _encoder_weights(
     shape = (samples, networks.encoder.codes)
     noise = image_noise(seed, images, shape, networks.device).to(networks.theta.flat)
     codes, log_q = networks.encoder.codes_and_log_density(pixels, noise)
-    log_ratio = log_prior(codes.double()) - log_q.double()
+    log_ratio = standard_normal(codes.double()) - log_q.double()
     return log_likelihood(networks, codes, pixels).double() + log_ratio
 
 

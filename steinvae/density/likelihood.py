@@ -6,7 +6,7 @@ Shapes: M decoders, B images of X pixels, n codes an image, d code dimensions. U
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import log, pi
+from math import log
 from typing import Literal
 
 import torch
@@ -35,11 +35,6 @@ def effective_samples(log_weights: Float[Tensor, "*B n"]) -> Float[Tensor, "*B"]
     """(sum w)^2 / sum w^2 of log weights (..., n): between 1 and n, float64."""
     log_weights = log_weights.double()
     return (2 * log_weights.logsumexp(-1) - (2 * log_weights).logsumexp(-1)).exp()
-
-
-def log_prior(codes: Float[Tensor, "*B d"]) -> Float[Tensor, "*B"]:
-    """log N(z; 0, I): (..., d) -> (...)."""
-    return -0.5 * (codes.square().sum(-1) + codes.shape[-1] * log(2 * pi))
 
 
 def log_likelihood(

@@ -20,7 +20,7 @@ from steinvae.experiments.measured import has_all, measure_cells
 from steinvae.experiments.pilot import with_steps
 from steinvae.experiments.slices import add_slices, check_positive, time_slice
 from steinvae.experiments.table1_cells import METHODS, cells, dynamic, small
-from steinvae.experiments.table1_draw import draw, efforts, short
+from steinvae.experiments.table1_draw import Drawing, draw, efforts, short
 from steinvae.run import load_data
 
 NAME = "table1"
@@ -104,8 +104,8 @@ def table(output: Path, seeds: Sequence[int]) -> str:
     records = read(output)
     on_gpu = [record for record in records if record["device"].startswith("cuda")]
     on_cpu = [record for record in records if not record["device"].startswith("cuda")]
-    fixed = "Fixed binarisation, 2 x 128 tanh, 20 codes, S = 10, 6,000 steps"
-    timed = "Dynamic binarisation, 200-200 tanh, 50 codes, S = 50"
+    fixed = "Fixed binarisation, 2 x 128 tanh, 20 code dimensions, S = 10, 6,000 steps"
+    timed = "Dynamic binarisation, 200-200 tanh, 50 code dimensions, S = 50"
     parts = [draw(fixed, base("small", None), seeds, on_cpu)]
     for budget, where, own in (("cpu", "one core", on_cpu), ("gpu", "a GPU", on_gpu)):
         times = {record["setting"]["minutes"] for record in own if "minutes" in record["setting"]}
@@ -119,5 +119,11 @@ def table(output: Path, seeds: Sequence[int]) -> str:
 
 
 def summary(output: Path, seeds: Sequence[int]) -> str:
-    """The table of `small` in a few columns, for a front page."""
-    return short(base("small", None), seeds, read(output))
+    """The tables of `small` and of an hour of one core in a few columns, for a front page."""
+    records = [record for record in read(output) if not record["device"].startswith("cuda")]
+    return short(
+        {
+            "20 code dimensions, 6,000 steps": Drawing(base("small", None), seeds, records),
+            "50 code dimensions, an hour": Drawing(base("cpu", None), seeds, records, MINUTES),
+        }
+    )

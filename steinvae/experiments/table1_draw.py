@@ -14,6 +14,9 @@ from steinvae.report import markdown_table
 
 VIWAE, CONTROL, VAE, IWAE, STEIN, PLANAR, CEILING, MOVED, TRIANGULAR, LINEAR, PLAIN_LINEAR = ROWS
 SHOWN = (VAE, IWAE, PLANAR, STEIN, PLAIN_LINEAR, VIWAE, LINEAR, MOVED, CONTROL, TRIANGULAR, CEILING)
+BESIDE = {VAE: "VAE", CONTROL: "control"}
+"""Of the short form."""
+
 AGAINST = {"VAE": VAE, "IWAE": IWAE, "control": CONTROL}
 
 PAPER: dict[str, str] = {
@@ -26,11 +29,11 @@ PAPER: dict[str, str] = {
 """Table 1 of Pu et al. 2017, NLL; two numbers are ELBO and S-ELBO."""
 
 PAPER_NOTE = (
-    "The paper's numbers are quoted, not repeated: it trains 200-200 networks with 50 codes, 100 "
-    "particles and no stated limit. They mix estimators (an IWAE bound for VAE and IWAE, ELBO and "
-    "S-ELBO for its own rows, the last by a Jacobian that is no density where the encoder folds), "
-    "and binarisations (VAE and IWAE are Burda et al.'s, drawn anew at every visit; of the others "
-    "it is not stated)."
+    "The paper's numbers are quoted, not repeated: it trains 200-200 networks with 50 code "
+    "dimensions, 100 particles and no stated limit. They mix estimators (an IWAE bound for VAE and "
+    "IWAE, ELBO and S-ELBO for its own rows, the last by a Jacobian that is no density where the "
+    "encoder folds), and binarisations (VAE and IWAE are Burda et al.'s, drawn anew at every "
+    "visit; of the others it is not stated)."
 )
 
 # (claim, row, other row, estimator, nats by which the row must be lower)
@@ -107,32 +110,38 @@ def draw(
     return "\n\n".join([f"### {title}", *sections, PAPER_NOTE])
 
 
-def short(base: Config, seeds: Sequence[int], records: Sequence[Record]) -> str:
-    """A few columns, for the front page; empty where there is no row."""
-    drawing = Drawing(base, seeds, records)
-    ais, iw_g = drawing.values("ais", "test_nll"), drawing.values("iw_g", "test_nll")
-    cpu = drawing.values("training", "cpu_seconds")
-    rows = [
-        [
-            row,
-            len(ais[row]),
-            _mean(ais[row]),
-            _mean(_minus(ais, row, VAE)),
-            _mean(iw_g[row]),
-            _mean(cpu[row], 0),
+def short(drawings: Mapping[str, Drawing]) -> str:
+    """A few columns of each drawing under its title, for the front page; those that have rows."""
+    parts, names = [], ()
+    for title, drawing in drawings.items():
+        ais, iw_g = drawing.values("ais", "test_nll"), drawing.values("iw_g", "test_nll")
+        cpu = drawing.values("training", "cpu_seconds")
+        rows = [
+            [
+                row,
+                len(ais[row]),
+                _mean(ais[row]),
+                *(_mean(_minus(ais, row, other)) if row != other else "-" for other in BESIDE),
+                _mean(iw_g[row]),
+                _mean(cpu[row], 0),
+            ]
+            for row in SHOWN
+            if ais[row]
         ]
-        for row in SHOWN
-        if ais[row]
-    ]
-    if not rows:
+        if rows:
+            minus_others = (f"minus {name}" for name in BESIDE.values())
+            header = (title, "seeds", "AIS", *minus_others, "iw_g", "s / run")
+            parts.append(markdown_table(header, rows))
+            names = (drawing.name("ais"), drawing.name("iw_g"))
+    if not parts:
         return ""
-    table = markdown_table(("method", "seeds", "AIS", "minus VAE", "iw_g", "s / run"), rows)
-    return (
-        f"{table}\n\nTest NLL in nats an image, lower is better, mean ± standard error over "
-        f"seeds; {drawing.name('ais')} and {drawing.name('iw_g')} on the same test images. "
+    parts.append(
+        "Test NLL in nats an image, lower is better, mean ± standard error over seeds; "
+        f"{' and '.join(name for name in names if name)} on the same test images. "
         "The errors are conditional on these images and on this effort of AIS. "
         "The control has no Stein encoder: its Gaussian is diagonal and follows its ELBO."
     )
+    return "\n\n".join(parts)
 
 
 def efforts(records: Sequence[Record]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from steinvae.baselines import gaussian_codes
 from steinvae.config import MethodConfig
 from steinvae.gradients import Batch, Gradients, code_spread
 from steinvae.labels.guesses import guess
@@ -15,7 +16,7 @@ from steinvae.labels.stein import known, label_direction, label_stats, softmax_l
 from steinvae.labels.task import LabelTask, image_scores
 from steinvae.networks import Networks
 from steinvae.pairs import Pairing
-from steinvae.recognition import GaussianEncoder
+from steinvae.recognition import gaussian_rate
 
 
 def vae(
@@ -60,10 +61,9 @@ def elbo(
 
     `pull` takes the codes to what labels add to their gradient, (B, S, d) both.
     """
-    encoder, count = gaussian(networks), len(known(batch))
-    mean, log_sigma = encoder.moments(encoder.features(batch.shown))
-    codes = mean[:, None] + log_sigma.exp()[:, None] * batch.noise
-    rate = 0.5 * (mean.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(-1).mean()
+    count = len(known(batch))
+    mean, log_sigma, codes = gaussian_codes(networks, batch)
+    rate = gaussian_rate(mean, log_sigma).mean()
     drawn = codes.detach()
     scores = image_scores(networks, drawn, batch.pixels, task, count, Pairing())
     uphill = scores.codes + drawn  # the prior is in the rate
@@ -106,11 +106,3 @@ def supervised(
         labels=[-label_direction(heads, drawn, seen, task, method)],
         stats={"code_spread": code_spread(drawn)} | label_stats(seen, labels),
     )
-
-
-def gaussian(networks: Networks) -> GaussianEncoder:
-    """The encoder of networks that have a Gaussian one."""
-    if not isinstance(networks.encoder, GaussianEncoder):
-        name = type(networks.encoder).__name__
-        raise TypeError(f"this method needs a Gaussian encoder, got {name}")
-    return networks.encoder

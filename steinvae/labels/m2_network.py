@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from steinvae.models.mlp import TanhMlp
+from steinvae.recognition import gaussian_rate
 
 HIDDEN = 500
 """Units of the one hidden layer of each network, as in the paper (section 4)."""
@@ -58,7 +59,7 @@ class M2(nn.Module):
         One draw of a = mean + sigma noise.
         """
         mean, log_sigma = (SMALL * self.encoder(torch.cat([codes, onehot], -1))).chunk(2, -1)
-        rate = 0.5 * (mean.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(-1)
+        rate = gaussian_rate(mean, log_sigma)
         drawn = mean + log_sigma.exp() * noise
         center, log_scale = (SMALL * self.decoder(torch.cat([drawn, onehot], -1))).chunk(2, -1)
         square = ((codes - center) * (-log_scale).exp()).square()

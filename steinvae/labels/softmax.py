@@ -88,7 +88,7 @@ class SoftmaxLabels:
         self.predicted = self.theta.flat.new_full((self.classes,), 1 / self.classes)
 
     def log_probabilities(self, codes: Float[Tensor, "B S d"]) -> Float[Tensor, "K B S C"]:
-        """log p(y | z, theta~_m) of every class and label decoder."""
+        """log p(y | z, theta~_k) of every class and label decoder."""
         images, samples, _ = codes.shape
         weight, bias = self._weights()
         flat = codes.reshape(1, images * samples, -1).expand(len(weight), -1, -1)

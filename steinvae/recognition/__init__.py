@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from steinvae.recognition.base import StochasticEncoder, standard_normal
+from steinvae.recognition.base import StochasticEncoder, gaussian_rate, standard_normal
 from steinvae.recognition.concat import ConcatEncoder
 from steinvae.recognition.flow import FlowEncoder
 from steinvae.recognition.gaussian import LOG_SIGMA_START, GaussianEncoder
@@ -33,6 +33,7 @@ __all__ = [
     "ResidualEncoder",
     "StochasticEncoder",
     "TriangularEncoder",
+    "gaussian_rate",
     "make_encoder",
     "standard_normal",
 ]

@@ -76,6 +76,13 @@ class StochasticEncoder(nn.Module, ABC):
         return self(pixels, noise), standard_normal(noise) - log_det
 
 
+def gaussian_rate(
+    mean: Float[Tensor, "*B d"], log_sigma: Float[Tensor, "*B d"]
+) -> Float[Tensor, "*B"]:
+    """KL(N(mean, sigma^2) || N(0, I)) in nats: (..., d) -> (...)."""
+    return 0.5 * (mean.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(-1)
+
+
 def standard_normal(noise: Float[Tensor, "*B d"]) -> Float[Tensor, "*B"]:
     """log N(xi; 0, I) in nats: (..., d) -> (...)."""
     return -0.5 * (noise.square().sum(-1) + noise.shape[-1] * log(2 * pi))

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from stein_kernels import median_bandwidth, rbf_gram, svgd_direction
 from steinvae.config import Config, DataConfig, MethodConfig
 from steinvae.gradients import Batch
-from steinvae.labels.baselines import gaussian
 from steinvae.labels.m2_network import M2
 from steinvae.labels.softmax import SoftmaxLabels
 from steinvae.labels.stein import code_weights
@@ -20,6 +19,7 @@ from steinvae.labels.task import LabelTask, image_scores
 from steinvae.monitor import cosine, exact_score, reference_noise
 from steinvae.objectives import stein_vae, stein_viwae
 from steinvae.pairs import Pairing
+from steinvae.recognition import GaussianEncoder
 from steinvae.stein import code_direction, code_scores, posterior_scores, theta_direction
 from steinvae.weights import log_prior_over_q
 from tests.method.labelled import (
@@ -165,7 +165,8 @@ def test_vae_descends_the_elbo_and_the_labels(batch):
     made = networks("vae")
     assert isinstance(made.labels, SoftmaxLabels)
     found = update("vae", made, batch)
-    encoder = gaussian(made)
+    encoder = made.encoder
+    assert isinstance(encoder, GaussianEncoder)
     mean, log_sigma = encoder.moments(encoder.features(batch.pixels))
     codes = mean[:, None] + log_sigma.exp()[:, None] * batch.noise
     rate = 0.5 * (mean.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(-1)

@@ -15,7 +15,7 @@ from steinvae.density import Annealing, Suite
 from steinvae.experiments import measured, pilot, table1
 from steinvae.experiments.cells import Cell, train_cell
 from steinvae.experiments.table1_cells import METHODS, ROWS, cells, method
-from steinvae.experiments.table1_draw import CONTROL, IWAE, VAE, VIWAE, draw, short
+from steinvae.experiments.table1_draw import CONTROL, IWAE, VAE, VIWAE, Drawing, draw, short
 from steinvae.plan import make_plan
 from steinvae.presets import load_preset
 from steinvae.report import append_records, tidy_record
@@ -261,7 +261,7 @@ def test_the_table_is_drawn_from_records():
     assert verdicts["Stein VIWAE below VAE by 3 nats", "ais"] == "yes"
     control = "Stein VIWAE below the control by 1 nat: a gain of the Stein encoder"
     assert verdicts[control, "ais"] == "**no**"
-    assert "| Stein VIWAE" in short(base, (0, 1), records)
+    assert "| Stein VIWAE" in short({"title": Drawing(base, (0, 1), records)})
     assert "-7.50 ± 0.00" in text  # paired: the seeds' common shift is not in the error
 
 
