@@ -97,20 +97,26 @@ def flow_elbo(networks: Networks, batch: Batch, method: MethodConfig, data_size:
     Negative ELBO = mean_s [ log q(z_s | x) - log p(z_s) - log p(x | z_s, theta) ]. With weights
     `theta` the decoder follows the importance-weighted gradient, with `none` the ELBO's.
     """
-    codes, log_q = networks.encoder.codes_and_log_density(batch.pixels, batch.noise)
-    rate = (log_q - standard_normal(codes)).mean()
-    annealed = (log_q - standard_normal(codes) / batch.temperature).mean()
-    return _elbo(networks, batch, method, data_size, codes, log_q, rate, annealed)
+    return _by_density(networks, batch, method, data_size, weighted=True)
 
 
 def planar_flow(
     networks: Networks, batch: Batch, method: MethodConfig, data_size: int
 ) -> Gradients:
     """Negative ELBO of a Gaussian bent by planar layers; S codes, no weights."""
+    return _by_density(networks, batch, method, data_size, weighted=False)
+
+
+def _by_density(
+    networks: Networks, batch: Batch, method: MethodConfig, data_size: int, *, weighted: bool
+) -> Gradients:
+    """ELBO gradient of an encoder whose density is known, its rate by the codes drawn."""
     codes, log_q = networks.encoder.codes_and_log_density(batch.pixels, batch.noise)
-    rate = (log_q - standard_normal(codes)).mean()
-    annealed = (log_q - standard_normal(codes) / batch.temperature).mean()
-    return _elbo(networks, batch, method, data_size, codes, None, rate, annealed)
+    log_p = standard_normal(codes)
+    rate, annealed = (log_q - log_p).mean(), (log_q - log_p / batch.temperature).mean()
+    return _elbo(
+        networks, batch, method, data_size, codes, log_q if weighted else None, rate, annealed
+    )
 
 
 BASELINES: dict[str, Objective] = {
