@@ -16,6 +16,7 @@ from torch import Tensor
 import stein_kernels
 from bench import baselines
 from bench.gpu_device import Device
+from bench.records import worst
 from bench.shapes import FLOAT_BYTES, SEED, Shape
 
 DirectionCall = Callable[[Tensor, Tensor, Tensor], object]
@@ -176,19 +177,22 @@ def why_not(method: Method, shape: Shape, device: Device) -> str | None:
 
 
 def relative_error(shape: Shape, x: Tensor, grad: Tensor, h: Tensor, output: Tensor) -> float:
-    """max |output - phi| / max |phi| over sampled targets, phi in float64 from the same h."""
+    """max |output - phi| / max |phi| over sampled targets, phi in float64 from the same h.
+
+    NaN where the output has one.
+    """
     generator = torch.Generator().manual_seed(SEED + 1)
     sets = torch.randperm(shape.sets, generator=generator)[:SETS].tolist()
     rows = torch.randperm(shape.particles, generator=generator)[:TARGETS].tolist()
     batched = [value if shape.batch else value[None] for value in (x, grad, output)]
     widths = h.reshape(-1).expand(shape.sets)
-    worst, largest = 0.0, 0.0
+    errors, sizes = [], []
     for one in sets:
         x_set, g_set, out_set = (value[one] for value in batched)
         phi = exact_rows(x_set, g_set, rows, float(widths[one]))
-        worst = max(worst, float((out_set[rows].double() - phi).abs().max()))
-        largest = max(largest, float(phi.abs().max()))
-    return worst / largest
+        errors.append(float((out_set[rows].double() - phi).abs().max()))
+        sizes.append(float(phi.abs().max()))
+    return worst(errors) / worst(sizes)
 
 
 def exact_rows(x: Tensor, grad: Tensor, rows: list[int], h: float) -> Tensor:

@@ -13,6 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -55,16 +56,23 @@ def _probe_cpu() -> Availability:
     return Availability(found.module is not None, found.reason)
 
 
-def _probe_cuda() -> Availability:
+def _no_device_for_cuda() -> str:
+    """Why this device runs no CUDA C++ kernels, however they are built; empty where it does."""
     if not torch.cuda.is_available():
-        return Availability(False, "torch sees no CUDA device")
+        return "torch sees no CUDA device"
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    if properties.shared_memory_per_block_optin < SHARED_MEMORY:
-        return Availability(
-            False,
-            f"its kernels take up to {SHARED_MEMORY // 1024} KB of shared memory in a block, "
-            f"{properties.name} has {properties.shared_memory_per_block_optin // 1024}",
-        )
+    if properties.shared_memory_per_block_optin >= SHARED_MEMORY:
+        return ""
+    return (
+        f"its kernels take up to {SHARED_MEMORY // 1024} KB of shared memory in a block, "
+        f"{properties.name} has {properties.shared_memory_per_block_optin // 1024}"
+    )
+
+
+def _probe_cuda() -> Availability:
+    if refusal := _no_device_for_cuda():
+        return Availability(False, refusal)
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     found = _extension.cuda_status(build=False)
     if found.module is not None:
         built = found.module.build_info()["architectures"]
@@ -237,13 +245,15 @@ def require(op: str, x: Tensor) -> None:
     if torch.compiler.is_dynamo_compiling():
         _ready_while_tracing(op, x.device.type, _traced.name)
         return
-    key = (x.device.type, _requested.get()[-1])
+    key = (x.device, _requested.get()[-1])
     if key not in _ready:
-        _resolve(op, *key)
+        with torch.cuda.device(x.device) if x.is_cuda else nullcontext():  # whose kernels must run
+            _resolve(op, x.device.type, key[1])
         _ready.add(key)
 
 
-_ready: set[tuple[str, str]] = set()  # every op call asks: a set keeps that under a microsecond
+# Every op call asks: a set keeps that under a microsecond.
+_ready: set[tuple[torch.device, str]] = set()
 
 
 def _ready_while_tracing(op: str, device: str, requested: str) -> str:
@@ -277,7 +287,7 @@ def _resolve(op: str, device: str, requested: str) -> Choice:
 
 
 def _refuse_unavailable(op: str, name: str) -> None:
-    if name == "cuda" and torch.cuda.is_available():
+    if name == "cuda" and not _no_device_for_cuda():
         _extension.cuda_status(build=True)  # minutes at first, so only for those who ask for it
     available, reason = availability(name)
     if not available:

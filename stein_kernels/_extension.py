@@ -50,6 +50,7 @@ class _Unavailable(Exception):
 
 
 _lock = threading.Lock()
+_cuda_build = threading.Lock()  # held for minutes, in which other threads run what is there
 _found: Extension | None = None
 _found_cuda: dict[bool, Extension] = {}  # by whether a build was allowed
 
@@ -81,15 +82,24 @@ def status() -> Extension:
 
 def cuda_status(*, build: bool) -> Extension:
     """The library of the CUDA kernels; ``build`` compiles it where it is nowhere."""
-    with _lock:
-        if True in _found_cuda:
-            return _found_cuda[True]
-        if build not in _found_cuda:
-            found = _search_cuda(build)
-            _found_cuda[build] = found
-            if found.module is not None:
-                _found_cuda[True] = found
-        return _found_cuda[build]
+    if not build:
+        with _lock:
+            if not _found_cuda:
+                _remember_cuda(_search_cuda(build=False), build=False)
+            return _found_cuda.get(True, _found_cuda[False])
+    with _cuda_build:
+        if True not in _found_cuda:
+            found = _search_cuda(build=True)
+            with _lock:
+                _remember_cuda(found, build=True)
+        return _found_cuda[True]
+
+
+def _remember_cuda(found: Extension, build: bool) -> None:
+    """That a build was allowed, or not needed, is final."""
+    _found_cuda.setdefault(False, found)
+    if build or found.module is not None:
+        _found_cuda[True] = found
 
 
 def csrc_directory() -> Path | None:

@@ -63,8 +63,8 @@ def _on_cuda(
     from stein_kernels.gpu import dispatch, long_rows, routes
 
     arguments = (x, grad, first, second, factors, bandwidth, rule, leave_one_out)
-    backends = dispatch.backends_for(backend)
-    if backends and long_rows.fuses(x):
+    backends = dispatch.backends_for(x.device, backend)
+    if backends and long_rows.fuses(x, first, second):
         problem = routes.problem_of("svgd_direction", (x, grad, None, None))
         route = routes.choose("svgd_direction", problem, backends)
         if route.flow == "long_rows":
@@ -72,6 +72,9 @@ def _on_cuda(
                 long_rows.adam_step(
                     dispatch.launches(route.backend), *arguments, precision=route.precision
                 )
+            # the launch writes without torch: a graph that has saved them must hear of it
+            changed = [each for each in (x, first, second) if not each.is_inference()]
+            torch.autograd.graph.increment_version(changed)
             return
     svgd_adam_step(*arguments, backend)
 

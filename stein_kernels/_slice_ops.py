@@ -118,9 +118,9 @@ def _on_cuda(name: str) -> Callable[..., Tensor]:
         from stein_kernels.gpu import dispatch, routes, slices
 
         arguments = given[:count]
-        backends = dispatch.backends_for(*given[count:])
         x = arguments[_PARTICLES.get(name, 0)]
-        if backends and x.numel():
+        backends = dispatch.backends_for(x.device, *given[count:])
+        if backends and all(each.numel() for each in arguments if isinstance(each, Tensor)):
             as_query = (x, x, None, x)  # a set by itself would go to the flow of small sets
             problem = routes.problem_of("svgd_direction", as_query)
             route = routes.choose("svgd_direction", problem, backends)

@@ -207,7 +207,9 @@ class SVGDAdam(Optimizer):
         for index, param in zip(saved, params, strict=True):
             for name, value in state_dict["state"].get(index, {}).items():
                 dtype = torch.float64 if name == "step" else accumulation_dtype(param.dtype)
-                self.state[param][name] = value.to(param.device, dtype, copy=True)
+                self.state[param][name] = value.to(
+                    param.device, dtype, copy=True, memory_format=torch.contiguous_format
+                )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -3,6 +3,8 @@
 // The pair (i, i) is added apart: its kernel value is exactly 1.
 #include "small_set.h"
 
+#include <limits>
+
 #include "small_set_launch.cuh"
 #include "small_set_select.cuh"
 
@@ -208,6 +210,8 @@ __global__ void __launch_bounds__(G::kThreads* G::kSets, 1)
   } else if (finite) {
     const T median = median_of_set(g);
     h = a.rule == 1 ? median : median * median * a.scale;
+    const T least = T(100) * std::numeric_limits<T>::min();
+    h = h < least ? least : h;  // NaN stays NaN
   }
   g.sync();  // the distances are read here and overwritten below
   if (a.rule >= 0 && g.thread == 0) a.h[set] = h;

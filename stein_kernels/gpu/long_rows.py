@@ -63,9 +63,10 @@ def direction(
     return phi, problem.h
 
 
-def fuses(x: Tensor) -> bool:
-    """Whether ``adam_step`` takes these particles: it changes them where they lie."""
-    return x.dtype in (torch.float32, torch.bfloat16) and x.shape[1] <= 128 and rows(x) is x
+def fuses(x: Tensor, first: Tensor, second: Tensor) -> bool:
+    """Whether ``adam_step`` takes particles and moments: it changes them where they lie."""
+    small = x.dtype in (torch.float32, torch.bfloat16) and x.shape[1] <= 128
+    return small and rows(x) is x and first.is_contiguous() and second.is_contiguous()
 
 
 def adam_step(

@@ -97,7 +97,15 @@ def _narrowest(tiles: tuple[Tile, ...], particles: int) -> Tile | None:
 
 
 def _unit(*rows: Tensor) -> int:
-    """Features in 16 bytes where every row of every tensor starts at a multiple of that, else 1."""
+    """Features in 16 bytes where every row of every tensor starts at a multiple of that, else 1.
+
+    Errors: ValueError for rows whose features the kernels' 32-bit counter cannot number.
+    """
+    if rows[0].shape[2] >= 2**31:
+        raise ValueError(
+            f"the Triton kernels take fewer than 2^31 features, got {rows[0].shape[2]:,}; "
+            "use_backend('cuda') takes any number"
+        )
     unit = 16 // rows[0].element_size()
     aligned = all(
         value.data_ptr() % 16 == 0 and value.shape[2] % unit == 0 and value.stride(1) % unit == 0

@@ -198,13 +198,16 @@ def weights_of(w, set_index, m, weighted, uniform, P: tl.constexpr, T: tl.conste
 
 @triton.jit
 def _bandwidth(squared, pairs, h, m, rule, scale, T: tl.constexpr):
-    """h by a rule of RULES, NaN where a coordinate is not finite; as given where rule < 0."""
+    """h by a rule of RULES, at least ``reference.least_bandwidth``, NaN where a coordinate is not
+    finite; as given where rule < 0."""
+    least: tl.constexpr = 1.1754943508222875e-36 if tl.float32 == T else 2.2250738585072014e-306
     value = (m > 0).to(T)
     if rule < 0:
         value = tl.load(h)
     else:
         median = _median(squared, pairs, m, T)
         value = tl.where(rule == 1, median, median * median * scale)
+        value = tl.where(value < least, least, value)  # NaN stays NaN
     return value
 
 

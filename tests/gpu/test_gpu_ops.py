@@ -22,6 +22,7 @@ pytestmark = pytest.mark.gpu
 
 SHAPES = [(3, 20, 32), (2, 101, 50), (2, 300, 3), (1, 300, 17), (2, 270, 128), (2, 65, 700)]
 SHAPES += [(1, 20, 2051), (1, 100, 2100), (1, 140, 2304)]
+LONGEST = (1, 20, 40_000)  # a program has several blocks of features
 MIXES = [(), ("weights",), ("query",), ("weights", "query"), ("bandwidth",)]
 DIRECTION_LIMIT, GRADIENT_LIMIT = 2e-6, 2e-5
 
@@ -41,7 +42,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, LONGEST], ids=str)
 @pytest.mark.parametrize(("mix", "left_out"), CASES)
 @pytest.mark.parametrize("op", ["svgd_direction", "stein_divergence"])
 def test_value_and_gradients(backend, op, mix, left_out, shape):
@@ -79,12 +80,27 @@ def test_gram(backend, shape, query):
 
 
 @pytest.mark.parametrize("rule", reference.RULES)
-@pytest.mark.parametrize("shape", [*SHAPES, (1, 2000, 8), (3, 1, 4), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 2000, 8), (3, 1, 4), (2, 2, 2), LONGEST], ids=str)
 def test_median(backend, shape, rule):
     x = gaussian_problem(*shape).x
     got = stein_kernels.median_bandwidth(x.cuda(), rule=rule)
     expected = reference.median_bandwidth(x.double(), rule=rule)
     assert (got.cpu().double() / expected - 1).abs().max() <= 2e-6
+
+
+@pytest.mark.parametrize("particles", [20_000, 50_000])
+def test_median_of_many_pairs_has_half_of_them_on_either_side(backend, particles):
+    """Counted in float64: 2e8 and 1.2e9 pairs, which are sampled, bracketed and passed over."""
+    x = gaussian_problem(1, particles, 3).x[0].cuda()
+    median = stein_kernels.median_bandwidth(x, rule="median").double()
+    wide, below, equal = x.double(), 0, 0
+    for rows in wide.split(1000):
+        distance = torch.cdist(rows, wide, compute_mode="donot_use_mm_for_euclid_dist")
+        below += int((distance < median * (1 - 1e-6)).sum())
+        equal += int(((distance / median - 1).abs() <= 1e-6).sum())
+    below -= particles  # the pairs (i, i), at distance 0
+    half = particles * (particles - 1) / 2  # of the ordered pairs
+    assert below <= half <= below + equal
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -188,7 +204,9 @@ def test_a_bandwidth_may_begin_anywhere(backend, shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(20, 300), (20, 2051), (100, 2100), (140, 2304)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(20, 300), (20, 2051), (100, 2100), (140, 2304), LONGEST[1:]], ids=str
+)
 def test_steps_of_adam(backend, shape, dtype):
     p = gaussian_problem(*shape, dtype=dtype)
     moved = []

@@ -77,6 +77,11 @@ def test_a_set_that_is_not_finite_stays_alone(d, bad):
     checks.check_a_set_that_is_not_finite_stays_alone(kernels, 9, d, bad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_least_bandwidth(dtype):
+    checks.check_least_bandwidth(kernels, dtype)
+
+
 def test_an_outlier():
     checks.check_an_outlier(kernels)
 

@@ -170,3 +170,14 @@ def check_an_outlier(kernels: Any) -> None:
     _, h = small_set.direction(kernels, x, x, None, None, "median", False)
     assert_relative_error(h, reference.median_bandwidth(x.double(), rule="median"), 1e-6)
     assert (h == h[0]).all()
+
+
+def check_least_bandwidth(kernels: Any, dtype: torch.dtype) -> None:
+    """Of particles whose h would leave the range of the type: finite, as the reference's."""
+    x = torch.finfo(dtype).tiny ** 0.51 * gaussian_problem(2, 12, 5).x.double()
+    x = x.to(dtype)
+    grad = torch.zeros_like(x)
+    for rule in ("liu_wang", "median_squared"):
+        phi, h = small_set.direction(kernels, x, grad, None, None, rule, True)
+        assert (h == reference.least_bandwidth(dtype)).all()
+        assert phi.isfinite().all()

@@ -41,7 +41,7 @@ def launches():
 @pytest.fixture
 def emulated(launches, monkeypatch) -> None:
     """Dispatch as on a machine that has the CUDA library: tensors stay on the CPU."""
-    monkeypatch.setattr(dispatch, "usable", lambda requested, built: ("cuda",))
+    monkeypatch.setattr(dispatch, "usable", lambda requested, device, built: ("cuda",))
     monkeypatch.setattr(dispatch, "launches", lambda backend: launches)
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
 
@@ -68,9 +68,31 @@ def test_an_op_runs_its_flow(emulated, shape):
 
 
 def test_without_a_backend_the_torch_kernels_answer(monkeypatch):
-    monkeypatch.setattr(dispatch, "usable", lambda requested, built: ())
+    monkeypatch.setattr(dispatch, "usable", lambda requested, device, built: ())
     x = gaussian_problem(2, 9, 3).x
     assert torch.equal(dispatch.run("median_distance", (x,)), _composite.median_distance(x))
+
+
+def test_a_device_without_kernels_is_told_of_once(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(
+        _backends, "availability", lambda name: _backends.Availability(False, f"no {name}")
+    )
+    dispatch.usable.cache_clear()
+    with pytest.warns(RuntimeWarning, match="without GPU kernels on cuda:1, .*cuda: no cuda; trit"):
+        assert dispatch.usable("auto", torch.device("cuda:1"), False) == ()
+    assert dispatch.usable("auto", torch.device("cuda:1"), False) == ()  # warnings are errors here
+    dispatch.usable.cache_clear()
+
+
+def test_a_fused_step_is_seen_by_graphs_that_saved_the_particles(emulated):
+    p = gaussian_problem(1, 9, 300)
+    x, m, v = p.x.clone(), torch.zeros_like(p.x), torch.zeros_like(p.x)
+    before = [each._version for each in (x, m, v)]
+    factors = torch.tensor([0.1, 30.0, 0.9, 0.1, 0.999, 0.001, 1e-8, 0.99, -1.0])
+    _optim_ops._on_cuda(x, p.grad, m, v, factors, None, "liu_wang", False)
+    assert not torch.equal(x, p.x)
+    assert [each._version for each in (x, m, v)] > before
 
 
 @pytest.mark.parametrize("sizes", [(0, 5, 3), (2, 0, 3), (2, 5, 0)])
@@ -88,7 +110,8 @@ def test_the_fused_step_of_adam(launches, rule, left_out):
     first, second = torch.zeros_like(p.x), torch.zeros_like(p.x)
     factors = torch.tensor([0.1, 30.0, 0.9, 0.1, 0.999, 0.001, 1e-8, 0.99, -1.0])
     x, m, v = (value.clone() for value in (p.x, first, second))
-    assert long_rows.fuses(x)
+    assert long_rows.fuses(x, m, v)
+    assert not long_rows.fuses(x, m.mT.contiguous().mT, v)  # Triton would misread it
     for _ in range(3):
         long_rows.adam_step(launches, x, p.grad, m, v, factors, None, rule, left_out)
     x64, m64, v64 = (value.double() for value in (p.x, first, second))

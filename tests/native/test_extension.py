@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -278,3 +279,29 @@ def test_cuda_cache_is_keyed_by_architectures(toy, monkeypatch):
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", named)
         folders.add(_extension.cache_directory(toy, "cuda"))
     assert len(folders) == 3
+
+
+def test_a_build_of_the_gpu_kernels_keeps_nobody_waiting(monkeypatch):
+    """Others run on what is there; who asks for the build waits, and it is made once."""
+    nothing = _extension.Extension(None, "none", "not installed")
+    built = _extension.Extension(ModuleType("built"), "built now", "built now")
+    begun, end, builds = threading.Event(), threading.Event(), []
+
+    def search(build: bool) -> _extension.Extension:
+        if not build:
+            return nothing
+        builds.append(build)
+        begun.set()
+        assert end.wait(60)
+        return built
+
+    monkeypatch.setattr(_extension, "_found_cuda", {})
+    monkeypatch.setattr(_extension, "_search_cuda", search)
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(_extension.cuda_status, build=True) for _ in range(2)]
+        assert begun.wait(60)
+        assert _extension.cuda_status(build=False) is nothing
+        end.set()
+        assert [each.result() for each in asking] == [built, built]
+    assert builds == [True]
+    assert _extension.cuda_status(build=False) is built

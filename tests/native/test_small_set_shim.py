@@ -94,6 +94,11 @@ def test_a_set_that_is_not_finite_stays_alone(kernels, m, d, bad):
     checks.check_a_set_that_is_not_finite_stays_alone(kernels, m, d, bad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_least_bandwidth(kernels, dtype):
+    checks.check_least_bandwidth(kernels, dtype)
+
+
 def test_an_outlier(kernels):
     checks.check_an_outlier(kernels)
 
