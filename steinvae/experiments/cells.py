@@ -83,6 +83,8 @@ class Cell:
         further: dict[str, Any] = {}
         if method.name in GROUPED:
             further |= {"importance_samples": method.importance_samples, "weights": method.weights}
+        if self.config.trainer.precision != "float32":
+            further["precision"] = self.config.trainer.precision
         if self.config.optimizer.encoder_factor != 1:
             further["encoder_factor"] = self.config.optimizer.encoder_factor
         if model.decoder is not None:

@@ -52,6 +52,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "control, 40 codes": {"name": "vae_weighted_decoder", "importance_samples": 40},
     "Stein, 20 codes": {"name": "stein_viwae", "importance_samples": 20},
     "Stein, 40 codes": {"name": "stein_viwae", "importance_samples": 40},
+    "Stein, a kernel a dimension, 40 codes": {
+        "name": "stein_viwae",
+        "importance_samples": 40,
+        "kernel_block": 1,
+    },
     "triangular encoder by its exact ELBO": {"name": "flow_elbo", "encoder": "triangular"},
     "Stein move, triangular encoder": {**MOVED, "encoder": "triangular"},
     "Stein move, triangular encoder, 5 codes": {

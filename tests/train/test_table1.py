@@ -14,7 +14,7 @@ from steinvae.checkpoint import lock_run_dir
 from steinvae.density import Annealing, Suite
 from steinvae.experiments import measured, pilot, table1
 from steinvae.experiments.cells import Cell, train_cell
-from steinvae.experiments.table1_cells import METHODS, ROWS, cells, method
+from steinvae.experiments.table1_cells import METHODS, ROWS, cells, dynamic, method
 from steinvae.experiments.table1_draw import CONTROL, IWAE, VAE, VIWAE, Drawing, draw, short
 from steinvae.plan import make_plan
 from steinvae.presets import load_preset
@@ -331,3 +331,9 @@ def test_the_kernel_of_a_row_is_not_its_presets():
             "Stein VIWAE, linear kernel": "linear",
             "Stein VAE, linear kernel": "linear",
         }
+
+
+def test_a_gpu_multiplies_in_tf32_and_its_records_say_so():
+    on_gpu, on_cpu = (cells(dynamic(None, at), (0,), ["vae"], 60.0)[0] for at in ("cuda", "cpu"))
+    assert on_gpu.setting()["precision"] == "tf32"
+    assert "precision" not in on_cpu.setting()
