@@ -137,7 +137,9 @@ def _preset_in(path: Path) -> str | None:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise SystemExit(f"steinvae: --config {path} is not UTF-8: {error}") from error
     except yaml.YAMLError:
         return None  # the real parser reads the same file next and says where it is malformed
     preset = values.get("preset") if isinstance(values, dict) else None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, is_dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from steinvae.config import Config
+from steinvae.config._checks import fits
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -40,21 +41,7 @@ def _build(cls: type, values: Any, prefix: str) -> Any:
             value = _build(hint, value, f"{prefix}{name}.")
         elif isinstance(value, list):
             value = tuple(value)
-        if not (is_dataclass(hint) or _fits(value, hint)):
+        if not (is_dataclass(hint) or fits(value, hint)):
             raise ValueError(f"{prefix}{name} cannot be {value!r}")
         arguments[name] = value
     return cls(**arguments)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a field's type; a whole number is a float too, and no switch is one."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return value in parts
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(each, parts[0]) for each in value)
-    if parts:
-        return any(_fits(value, part) for part in parts)
-    if isinstance(value, bool):
-        return hint is bool
-    return isinstance(value, (int, float) if hint is float else hint)

@@ -54,9 +54,11 @@ def choose_run_dir(config: Config) -> Path:
     auto takes the newest of them that holds a run.
     """
     if config.run_dir is not None:
+        if not config.run_dir.strip():
+            raise ValueError("run_dir must name a folder, got an empty name")
         run_dir = Path(config.run_dir)
         refuse_file("run_dir", run_dir)
-        if config.resume == "never" and holds_run(run_dir):
+        if config.resume != "auto" and holds_run(run_dir):
             raise ValueError(
                 f"run_dir={run_dir} already holds a run: continue it with --resume auto, "
                 "or choose another run_dir"

@@ -243,6 +243,11 @@ def _by_autograd(
     pairs = pairing.deal(codes, theta.particles).expand(theta.particles, -1, -1, -1)
     pairs = pairs.clone().requires_grad_()
     log_likelihood = model.log_likelihood(leaves, pairs, pixels)
+    if log_likelihood.shape != pairs.shape[:3]:
+        raise ValueError(
+            f"{type(model).__name__}.log_likelihood must return one number a decoder, image and "
+            f"code, (M, B, n) = {tuple(pairs.shape[:3])}, got {tuple(log_likelihood.shape)}"
+        )
     cotangent = torch.ones_like(log_likelihood)
     if log_ratio is not None:
         log_weights = log_likelihood.detach() + pairing.deal(log_ratio, theta.particles)

@@ -47,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"run_dir={run_dir}: {dataset.name} has no images to draw")
         classes = count_classes(config, dataset) if config.data.labelled else None
         networks = load_model(run_dir, config, dataset.train.features, classes)
+        images = dataset.pictures(draw_samples(networks, arguments.count, arguments.seed).cpu())
+        save_samples(arguments.output, images, dataset.image_shape)
     except (ValueError, OSError, ImportError) as error:
         print(f"steinvae.sample: {error}", file=sys.stderr)
         return 1
-    images = dataset.pictures(draw_samples(networks, arguments.count, arguments.seed).cpu())
-    save_samples(arguments.output, images, dataset.image_shape)
     print(arguments.output)
     return 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from steinvae.config._checks import require
+from steinvae.config._checks import check_types, require
 from steinvae.config.data import CLASSES, COUNTS, IN_FILES, Binarization, DataConfig
 from steinvae.config.method import GROUPED, IMAGES, LABELLED, MethodConfig, MethodName, Rule
 from steinvae.config.model import Decoder, ModelConfig
@@ -60,6 +60,9 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        check_types(self)
+        for section in ("data", "model", "method", "optimizer", "trainer", "evaluation"):
+            check_types(getattr(self, section), f"{section}.")
         require(0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1", self.seed)
         self._check_decoder()
         self._check_density()

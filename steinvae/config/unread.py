@@ -99,6 +99,11 @@ _WITH_PROPOSAL, _LAYERED = "with evaluation.proposal {}", "with the decoder {}"
 
 NEEDS: dict[str, Needs] = {
     "data.binarization": Needs(_data, ("digits", "mnist", "binarized_mnist"), _WITH_DATA),
+    "data.root": Needs(
+        lambda config: "files" if config.data.name != "digits" else "digits",
+        ("files",),
+        "on {}, which come with scikit-learn: --data.name or --preset chooses other data",
+    ),
     "data.bad_records": Needs(_data, (*(set(COUNTS) - {"rcv1"}), IN_FILES), _WITH_DATA),
     "data.side": Needs(_data, (IN_FILES,), _WITH_DATA),
     "data.crop": Needs(_data, (IN_FILES,), _WITH_DATA),

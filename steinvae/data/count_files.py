@@ -7,6 +7,7 @@ Text is parsed in pieces of whole lines by array operations, at about 15 MB/s.
 
 from __future__ import annotations
 
+import re
 import zipfile
 import zlib
 from collections import Counter
@@ -185,12 +186,21 @@ def _npz_rows(
 
 
 def read_vocabulary(path: Path) -> tuple[str, ...]:
-    """The first field of each line, as "word" or "word count". Errors: blank or repeated words."""
+    """The first field of each line, "word" or "word count", in UTF-8. Errors: ValueError for blank
+    or repeated words, and for lines that are neither."""
     words = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8, got: {error}") from error
+    lines = text.removesuffix("\n").split("\n") if text else []
+    for number, line in enumerate(lines, 1):  # no splitlines: other breaks may be part of a word
+        word, *count = re.split("[ \t]+", line.strip(" \t\r"))
+        if not word:
             raise ValueError(f"{path}:{number}: expected a word, got a blank line")
-        words.append(line.split()[0])
+        if len(count) > 1 or not all(map(str.isdecimal, count)):
+            raise ValueError(f'{path}:{number}: expected "word" or "word count", got {line!r}')
+        words.append(word)
     again = [word for word, count in Counter(words).items() if count > 1]
     if again or not words:
         what = f"{again[0]!r} more than once" if again else "no word"

@@ -303,3 +303,20 @@ def test_settings_are_frozen_and_keyword_only(section):
         setattr(section(), dataclasses.fields(section)[0].name, None)
     with pytest.raises(TypeError):
         section("digits")
+
+
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [
+        ({"resume": True}, "resume must be 'never' or 'auto', got True"),
+        ({"run_dir": ["x"]}, "run_dir must be str or None"),
+        ({"method": MethodConfig(self_term="leave-one-out")}, r"method\.self_term must be"),  # type: ignore[arg-type]
+        ({"method": MethodConfig(weights="thet")}, r"method\.weights must be 'theta' or"),  # type: ignore[arg-type]
+        ({"trainer": TrainerConfig(max_steps=True)}, r"trainer\.max_steps must be int, got True"),
+        ({"model": ModelConfig(hidden=(8, 2.5))}, "a tuple of int"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_value_of_another_type_is_refused_in_python_too(sections: dict[str, Any], named):
+    """Before, a name that is none trained something else without a word."""
+    with pytest.raises(ValueError, match=named):
+        Config(**sections)

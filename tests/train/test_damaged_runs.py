@@ -69,3 +69,17 @@ def test_what_cannot_be_planned_is_said_in_a_line(arguments, named, capsys):
     assert (shown.out, len(shown.err.splitlines())) == ("", 1)
     assert shown.err.startswith("steinvae.train: ")
     assert named in shown.err
+
+
+def test_a_sample_that_cannot_be_written_is_said_in_a_line(finished, tmp_path, capsys):
+    (tmp_path / "folder.png").mkdir()
+    assert sample.main([str(finished), f"--output={tmp_path / 'folder.png'}"]) == 1
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == 1
+    assert shown[0].startswith("steinvae.sample: ")
+
+
+def test_a_configuration_that_is_no_utf_8_is_named(tmp_path):
+    (tmp_path / "old.yaml").write_bytes("preset: caf\xe9".encode("latin-1"))
+    with pytest.raises(SystemExit, match=r"old\.yaml is not UTF-8"):
+        train.main([f"--config={tmp_path / 'old.yaml'}"])

@@ -113,6 +113,14 @@ def test_what_is_named_has_no_effect_and_what_is_not_has_one(method, labels, upd
     assert compared > 8
 
 
+def test_a_root_that_the_digits_do_not_read_is_named():
+    """Who forgets --data.name trains on digits, not on the files there."""
+    elsewhere = DataConfig(root="/images")
+    assert unread(Config(data=elsewhere), Config()) == ["data.root"]
+    mnist = replace(elsewhere, name="mnist")
+    assert unread(Config(data=mnist), Config(data=replace(mnist, root=None))) == []
+
+
 def test_every_setting_has_a_place():
     names = {field.name for field in fields(MethodConfig)}
     assert set(OTHER) == set(READ_BY) >= set(SWITCHES)
@@ -120,7 +128,7 @@ def test_every_setting_has_a_place():
     assert not set(READ_BY) & ALWAYS
     compared = {f"model.{name}" for name in MODEL} | {f"data.{name}" for name in DATA}
     compared |= {"evaluation.fit_samples", "evaluation.inflation"}
-    compared |= {"trainer.precision", "trainer.nonfinite_limit"}
+    compared |= {"trainer.precision", "trainer.nonfinite_limit", "data.root"}
     assert compared == {*NEEDS, *(f"model.{name}" for name in OF_MODEL)}
 
 

@@ -55,8 +55,8 @@ class FileStore:
             return square(self.places.read(index), self.side)
         except BadImage as error:
             raise ValueError(
-                f"{self.places.title(index)}: {error}; data.bad_records=skip leaves such files out "
-                "when the data set is loaded"
+                f"{self.places.title(index)}: {error}; mend the file, then resume; a new "
+                "run may leave such files out (data.bad_records=skip)"
             ) from error
 
 
