@@ -13,6 +13,9 @@ namespace {
 
 constexpr int kDirect = 16;  // features up to which the field is summed over differences
 
+template <class T>
+constexpr T kLeast = T(100) * std::numeric_limits<T>::min();  // of a bandwidth by a rule
+
 template <class T, class User>
 struct Forward {
   const User *x, *grad, *w;
@@ -210,8 +213,7 @@ __global__ void __launch_bounds__(G::kThreads* G::kSets, 1)
   } else if (finite) {
     const T median = median_of_set(g);
     h = a.rule == 1 ? median : median * median * a.scale;
-    const T least = T(100) * std::numeric_limits<T>::min();
-    h = h < least ? least : h;  // NaN stays NaN
+    h = h < kLeast<T> ? kLeast<T> : h;  // NaN stays NaN
   }
   g.sync();  // the distances are read here and overwritten below
   if (a.rule >= 0 && g.thread == 0) a.h[set] = h;

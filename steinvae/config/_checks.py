@@ -14,10 +14,15 @@ def require(condition: bool, setting: str, expected: str, value: object) -> None
 
 
 def check_types(section: Any, prefix: str = "") -> None:
-    """`ValueError` naming the first setting of a section whose value is not of its field's type."""
+    """`ValueError` naming the first setting of a section whose value is not of its field's type.
+
+    Any text is a data.name here: a program registers data sets of its own.
+    """
     hints = _hints(type(section))
     for item in fields(section):
         value, hint = getattr(section, item.name), hints[item.name]
+        if prefix + item.name == "data.name":
+            hint = str
         require(fits(value, hint), prefix + item.name, _called(hint), value)
 
 
