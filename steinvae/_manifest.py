@@ -1,4 +1,4 @@
-"""The manifest of a directory: size and SHA-256 of its files, and a digest of itself. Digests."""
+"""The manifest of a directory: size and SHA-256 of its files, and a digest of itself."""
 
 from __future__ import annotations
 

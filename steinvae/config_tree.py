@@ -22,7 +22,9 @@ def from_dict(values: dict[str, Any]) -> Config:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return float(value) if isinstance(value, float) else value  # numpy's are floats too
 
 
 def _build(cls: type, values: Any, prefix: str) -> Any:

@@ -48,15 +48,15 @@ def usable(requested: str, device: torch.device, built: bool) -> tuple[str, ...]
         return (requested,)
     with torch.cuda.device(device):
         found = {name: _backends.availability(name) for name in BACKENDS}
-    usable = tuple(name for name, each in found.items() if each.available)
-    if not usable:
+    there = tuple(name for name, each in found.items() if each.available)
+    if not there:
         why = "; ".join(f"{name}: {each.reason}" for name, each in found.items())
         warnings.warn(
             f"stein_kernels runs without GPU kernels on {device}, on slower torch ones: {why}",
             RuntimeWarning,
             stacklevel=2,
         )
-    return usable
+    return there
 
 
 @functools.cache

@@ -57,8 +57,8 @@ class Split:
             raise ValueError(f"Split: pixels must be (N, X), got {tuple(self.pixels.shape)}")
         if not 1 <= self.levels <= 255:
             raise ValueError(f"Split: levels must be in 1..255, got {self.levels}")
-        if self.pixels.numel() and int(self.pixels.max()) > self.levels:
-            most = int(self.pixels.max())
+        most = int(self.pixels.max()) if self.pixels.numel() else 0
+        if most > self.levels:
             raise ValueError(f"Split: pixels must be in 0..levels = {self.levels}, got {most}")
         if self.labels is not None:
             _check_labels(self.labels, len(self.pixels))

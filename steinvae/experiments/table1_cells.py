@@ -79,7 +79,7 @@ def small(root: str | None) -> Config:
 def dynamic(root: str | None, device: Literal["cpu", "cuda"]) -> Config:
     """The configuration that the rows of `cpu` and `gpu` change; a pilot finds their steps.
 
-    A GPU multiplies in TF32 in updates, which cost nothing where it was emulated (docs/table1.md).
+    A GPU multiplies in TF32 in updates; emulated, no loss was seen (docs/table1.md).
     """
     base, on_gpu = mnist(), device == "cuda"
     return replace(

@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -303,6 +304,11 @@ def test_settings_are_frozen_and_keyword_only(section):
         setattr(section(), dataclasses.fields(section)[0].name, None)
     with pytest.raises(TypeError):
         section("digits")
+
+
+def test_a_number_of_numpy_is_written_as_a_number():
+    config = Config(optimizer=OptimizerConfig(learning_rate=np.float64(1e-3)))
+    assert "learning_rate: 0.001\n" in yaml.safe_dump(to_dict(config))
 
 
 @pytest.mark.parametrize(
