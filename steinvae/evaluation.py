@@ -24,6 +24,7 @@ from steinvae.density import ESTIMATORS, Annealing, Finding, Suite, evenly_space
 from steinvae.density.findings import mean_and_error
 from steinvae.density.suite import uncomputable
 from steinvae.evaluated import JSON, check_data, head, merge, read_earlier
+from steinvae.folder import refuse_own
 from steinvae.labels.results import ESTIMATOR, label_metrics, label_quality, label_table
 from steinvae.labels.task import count_classes
 from steinvae.model_file import MODEL, load_model
@@ -269,6 +270,7 @@ def write_all(
 
 
 def _load(run_dir: Path, config: Config) -> tuple[Dataset, Networks]:
+    refuse_own(Path(run_dir))
     dataset = load_data(config)
     for line in warnings(dataset):
         _say(line)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from steinvae._atomic import write_text
 from steinvae.checkpoint import latest, lock_run_dir
 from steinvae.config import Config
 from steinvae.config_tree import to_dict
@@ -45,6 +47,9 @@ NOT_IN_A_RESULT = tuple(
 
 LOCK = ".lock"
 """The file that `lock_run_dir` makes."""
+
+OWN = "own_networks.json"
+"""The file that says that the caller made the networks of a run, with their classes by part."""
 
 
 def choose_run_dir(config: Config) -> Path:
@@ -119,8 +124,40 @@ def saying_how_to_go_on(run_dir: Path, trained: Path) -> Iterator[None]:
         raise
 
 
+def mark_own(run_dir: Path, classes: Mapping[str, str]) -> None:
+    """Say in the folder that the caller made the networks, of these classes."""
+    write_text(run_dir / OWN, json.dumps(classes) + "\n")
+
+
+def check_own(run_dir: Path, classes: Mapping[str, str]) -> None:
+    """`ValueError` where the run is of networks of other classes, or of a command."""
+    before = _own(run_dir)
+    if before is None:
+        raise ValueError(
+            f"run_dir={run_dir} is a run of python -m steinvae.train, not of prepare_with: "
+            f"continue it with {going_on(run_dir)}, or choose another run_dir"
+        )
+    if before != classes:
+        raise ValueError(
+            f"run_dir={run_dir} is a run of {', '.join(before.values())}, got "
+            f"{', '.join(classes.values())}: give the same networks, or choose another run_dir"
+        )
+
+
+def refuse_own(run_dir: Path) -> None:
+    """`ValueError` where the caller made the networks: no command can make them again."""
+    found = _own(run_dir)
+    if found is not None:
+        raise ValueError(
+            f"run_dir={run_dir} is a run of networks of its own, {', '.join(found.values())}: "
+            f"continue it with {going_on(run_dir)}, and measure it by steinvae.density.measure_all"
+        )
+
+
 def going_on(run_dir: Path) -> str:
-    """The command that continues a run."""
+    """The command, or of networks of its own the call, that continues a run."""
+    if (run_dir / OWN).exists():
+        return "prepare_with and Config(resume='auto')"
     config, folder = (shlex.quote(str(each)) for each in (run_dir / "config.yaml", run_dir))
     return f"python -m steinvae.train --config {config} --run_dir {folder} --resume auto"
 
@@ -147,6 +184,19 @@ def check_same(
             f"resume must keep the settings of the run in {run_dir or saved.run_dir}: "
             f"{'; '.join(different)}{remedy}"
         )
+
+
+def _own(run_dir: Path) -> dict[str, str] | None:
+    path = run_dir / OWN
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected classes by part, got {found}")
+    return found
 
 
 def _family(folder: Path, name: str) -> list[tuple[int, Path]]:

@@ -37,8 +37,8 @@ class Networks:
         return self.theta.flat.device
 
     def eta(self) -> list[torch.nn.Parameter]:
-        """The encoder's parameters."""
-        return list(self.encoder.parameters())
+        """The encoder's parameters, but those that its maker has frozen."""
+        return [each for each in self.encoder.parameters() if each.requires_grad]
 
     def kernel_blocks(self, method: MethodConfig) -> tuple[int, ...]:
         """Dimensions of each block of codes that has a Stein kernel of its own; one by default."""
@@ -79,7 +79,7 @@ class Networks:
     def parameter_count(self) -> dict[str, int]:
         """Numbers in one decoder, in all decoders, and in the encoder."""
         decoders, decoder = self.theta.flat.shape
-        encoder = sum(parameter.numel() for parameter in self.eta())
+        encoder = sum(parameter.numel() for parameter in self.encoder.parameters())
         count = {"decoder": decoder, "decoders": decoders * decoder, "encoder": encoder}
         if self.labels:
             count["labels"] = sum(item.numel() for item in self.labels.trained())

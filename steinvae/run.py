@@ -27,13 +27,22 @@ from steinvae.data.left_out import lost_classes, skipped, warnings
 from steinvae.density import Estimate, evenly_spaced, negative_log_likelihood
 from steinvae.density.suite import normalised
 from steinvae.device import prepare_process
-from steinvae.folder import check_same, choose_run_dir, held, saying_how_to_go_on
+from steinvae.folder import (
+    check_own,
+    check_same,
+    choose_run_dir,
+    held,
+    mark_own,
+    refuse_own,
+    saying_how_to_go_on,
+)
 from steinvae.image_plan import advice
 from steinvae.labels.results import label_results, write_chosen
 from steinvae.logging import JSONL, MetricsWriter, Progress, read_metrics, tensorboard_writer
 from steinvae.model_file import save_model
 from steinvae.networks import Networks
 from steinvae.nonfinite import NonFiniteError
+from steinvae.own_networks import check_networks, classes
 from steinvae.perplexity import text_results
 from steinvae.plots import figure_module, save_curves, save_samples
 from steinvae.report import commit, or_null, versions, write_report, write_result
@@ -107,6 +116,7 @@ def run(config: Config, world: World | None = None) -> tuple[Path, list[dict[str
 def prepare(config: Config, dataset: Dataset, run_dir: Path, world: World | None = None) -> Trainer:
     """A trainer in `run_dir`, continuing the run that is there if `resume` says so."""
     if config.resume == "auto" and (run_dir / CONFIG).exists():
+        refuse_own(run_dir)
         check_same(read_config(run_dir), config, run_dir=run_dir)
     if world is None:
         trainer = Trainer(config, dataset, run_dir)
@@ -129,16 +139,20 @@ def prepare_with(networks: Networks, config: Config, dataset: Dataset) -> Traine
     """A trainer of networks that the caller has made, in the run folder of `config`.
 
     `resume` continues them as it does others, with the same settings alone; of `model` and `data`
-    nothing else is looked at.
+    nothing else is looked at. Errors: TypeError and ValueError of `check_networks`, before
+    anything is written.
     """
     prepare_process(config)
     run_dir = choose_run_dir(config)
     if config.resume == "auto" and (run_dir / CONFIG).exists():
+        check_own(run_dir, classes(networks))
         check_same(read_config(run_dir), config, run_dir=run_dir)
+    check_networks(networks, config, dataset)
     trainer = Trainer(config, dataset, run_dir, networks)
     if config.resume == "auto":
         go_on(trainer)
     run_dir.mkdir(parents=True, exist_ok=True)
+    mark_own(run_dir, classes(networks))
     text = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
     write_text(run_dir / CONFIG, text)
     trainer.alone = True

@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run_dir = arguments.run or arguments.run_dir
     from dataclasses import replace
 
+    from steinvae.folder import refuse_own
     from steinvae.labels.task import count_classes
     from steinvae.model_file import load_model
     from steinvae.plots import save_samples
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         config = read_config(run_dir)
+        refuse_own(Path(run_dir))
         if arguments.root is not None:
             config = replace(config, data=replace(config.data, root=arguments.root))
         config = replace(config, trainer=replace(config.trainer, device="auto"))

@@ -6,6 +6,7 @@ Shapes: N images of X = H * W pixels, batches of B.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -125,6 +126,20 @@ class Dataset(Generic[OneSplit]):
     train: OneSplit
     validation: OneSplit
     test: OneSplit
+
+    def __post_init__(self) -> None:
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        empty = [name for name, each in splits.items() if not len(each)]
+        if empty:
+            raise ValueError(f"Dataset {self.name}: {', '.join(empty)} must not be empty")
+        widths = {name: each.features for name, each in splits.items()}
+        if len(set(widths.values())) > 1:
+            raise ValueError(f"Dataset {self.name}: splits must be equally wide, got {widths}")
+        if self.image_shape is not None and prod(self.image_shape) != self.train.features:
+            raise ValueError(
+                f"Dataset {self.name}: image_shape must have as many pixels as an image of the "
+                f"splits, {self.train.features}, got {self.image_shape}"
+            )
 
     def pictures(self, x: Tensor) -> Tensor:
         """Model input (n, X) as intensities that can be drawn, 0 to 1."""

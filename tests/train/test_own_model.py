@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 from steinvae._atomic import InUseError
 from steinvae.checkpoint import lock_run_dir
 from steinvae.logging import read_metrics
+from steinvae.networks import Networks
+from steinvae.particles import Parameter, ParticleEnsemble
 from steinvae.run import prepare_with, train
 from steinvae.signals import StopRequest
 
@@ -63,3 +67,150 @@ def test_run_of_own_networks_is_continued_with_its_settings_alone(example):
     with pytest.raises(ValueError, match=r"optimizer\.learning_rate is 0\.01, was"):
         prepare_with(example["networks"], other, example["dataset"])
     assert Path("runs/own/config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize("module", ["evaluate", "sample", "train"])
+def test_commands_refuse_a_run_of_own_networks(example, capsys, module):
+    command = import_module(f"steinvae.{module}").main
+    arguments = {
+        "evaluate": ["runs/own"],
+        "sample": ["runs/own", "--output", "some.png"],
+        "train": ["--config", "runs/own/config.yaml", "--run_dir", "runs/own", "--resume", "auto"],
+    }
+    assert command(arguments[module]) == 1
+    said = capsys.readouterr().err
+    assert "runs/own is a run of networks of its own, GaussianPixels, AffineEncoder" in said
+    assert "prepare_with and Config(resume='auto')" in said
+
+
+def test_run_of_a_command_is_not_continued_with_own_networks(example):
+    Path("runs/own/own_networks.json").unlink()
+    config = replace(example["config"], resume="auto")
+    with pytest.raises(ValueError, match=r"is a run of python -m steinvae\.train, not of prepare_"):
+        prepare_with(example["networks"], config, example["dataset"])
+
+
+def test_run_is_not_continued_with_networks_of_another_class(example):
+    class Renamed(example["AffineEncoder"]):
+        pass
+
+    config = replace(example["config"], resume="auto")
+    networks = replace(example["networks"], encoder=Renamed(6, 64))
+    with pytest.raises(ValueError, match="AffineEncoder, got GaussianPixels, Renamed"):
+        prepare_with(networks, config, example["dataset"])
+
+
+def encoder_without_codes(made):
+    del made.encoder.codes
+
+
+def encoder_with_an_unused_parameter(made):
+    made.encoder.extra = torch.nn.Linear(2, 2)
+
+
+def encoder_whose_draw(change):
+    def make(made):
+        plain = made.encoder.forward
+        made.encoder.draw = lambda pixels, noise: change(plain(pixels, noise))
+
+    return make
+
+
+def encoder_of_other_pixels(made):
+    made.encoder.mean = torch.nn.Linear(63, 6)
+
+
+def encoder_that_promises_nothing(made):
+    made.encoder.injective = False
+
+
+def model_whose(method, change):
+    def make(made):
+        plain = getattr(made.model, method)
+        setattr(made.model, method, lambda *given: change(plain(*given)))
+
+    return make
+
+
+def model_with_another_parameter(used: bool):
+    def make(made):
+        parameters = (*made.model.parameters, Parameter("more", (3,), 1.0))
+        made.model.parameters = parameters
+        if used:
+            return
+        made.theta = ParticleEnsemble(parameters, 2, torch.Generator().manual_seed(0))
+
+    return make
+
+
+def model_that_misses_a_parameter(made):
+    made.model.parameters = made.model.parameters[:1]
+    made.theta = ParticleEnsemble(made.model.parameters, 2, torch.Generator().manual_seed(0))
+
+
+MISTAKES = [
+    (encoder_without_codes, TypeError, "AffineEncoder.codes must be the int d"),
+    (encoder_with_an_unused_parameter, ValueError, "does not depend on extra.weight, extra.bias"),
+    (encoder_whose_draw(lambda z: z[:, 0]), ValueError, "(B, S, d) = (2, 3, 6)"),
+    (encoder_whose_draw(lambda z: z.double()), ValueError, "got (2, 3, 6) of torch.float64"),
+    (encoder_whose_draw(lambda z: z.detach()), ValueError, "must be differentiable"),
+    (encoder_whose_draw(lambda z: (z, z)), TypeError, "a tensor of codes, got tuple"),
+    (encoder_of_other_pixels, ValueError, "AffineEncoder.draw failed, given pixels (2, 64)"),
+    (encoder_that_promises_nothing, TypeError, "method.log_q jac needs an encoder"),
+    (model_whose("log_likelihood", lambda x: x.sum(-1)), ValueError, "(M, B, n) = (2, 2, 3)"),
+    (model_whose("log_likelihood", lambda x: x.detach()), ValueError, "must be differentiable"),
+    (model_whose("log_likelihood", lambda x: x / 0), ValueError, "must be finite before training"),
+    (model_whose("mean_images", lambda x: x[:, :5]), ValueError, "(n, X) = (3, 64), got (3, 5)"),
+    (model_with_another_parameter(used=False), ValueError, "does not depend on more: use or"),
+    (model_with_another_parameter(used=True), ValueError, "theta must hold the parameters of"),
+    (model_that_misses_a_parameter, ValueError, "log_likelihood failed, given codes (2, 2, 3, 6)"),
+]
+
+
+@pytest.fixture
+def made(example):
+    """The page's networks anew, in an empty folder, to be spoilt."""
+    model, encoder = example["GaussianPixels"](6, 64), example["AffineEncoder"](6, 64)
+    theta = ParticleEnsemble(model.parameters, 2, torch.Generator().manual_seed(0))
+    return Networks(model, theta, encoder)
+
+
+@pytest.mark.parametrize(("spoil", "kind", "said"), MISTAKES)
+def test_mistake_in_own_networks_is_said_before_anything_is_written(
+    example, made, spoil, kind, said
+):
+    spoil(made)
+    config = replace(example["config"], run_dir="runs/spoilt")
+    with pytest.raises(kind, match=re.escape(said)):
+        prepare_with(made, config, example["dataset"])
+    assert not Path("runs/spoilt").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "said"),
+    [
+        ("vae", TypeError, "method.name vae needs a GaussianEncoder, got AffineEncoder"),
+        ("iwae", TypeError, "method.name iwae needs a GaussianEncoder"),
+        ("vae_weighted_decoder", TypeError, "needs a GaussianEncoder"),
+        ("flow_elbo", TypeError, "method.name flow_elbo needs an encoder that is injective"),
+    ],
+)
+def test_method_says_which_encoder_it_needs(example, made, name, kind, said):
+    made.encoder.injective = False
+    method = replace(example["config"].method, name=name, log_q="gauss")
+    config = replace(example["config"], run_dir="runs/spoilt", method=method)
+    with pytest.raises(kind, match=re.escape(said)):
+        prepare_with(made, config, example["dataset"])
+
+
+def test_frozen_parameters_of_an_encoder_stay(example, made):
+    before = made.encoder.mean.weight.detach().clone()
+    bias = made.encoder.mean.bias.detach().clone()
+    made.encoder.mean.weight.requires_grad_(False)
+    trainer = prepare_with(
+        made, replace(example["config"], run_dir="runs/frozen"), example["dataset"]
+    )
+    for step in range(3):
+        trainer.update(step, monitor=False)
+    assert torch.equal(made.encoder.mean.weight, before)
+    assert not torch.equal(made.encoder.mean.bias, bias)
