@@ -79,19 +79,8 @@ def stein_viwae(
         return stein_vae(networks, batch, method, data_size)
     if method.move_codes:
         return moved_viwae(networks, batch, method, data_size)
-    group, kind = method.importance_samples, method.weights
     drawn = Drawn(networks, batch)
-    pairing = Pairing(method.pairing, group, batch.permutation, sliced=kind == "paper")
-    log_ratio = None
-    if kind != "none":
-        log_ratio = log_prior_over_q(
-            networks.encoder,
-            drawn.codes,
-            batch.pixels,
-            batch.noise,
-            estimator=method.log_q,
-            bandwidth=method.bandwidth,
-        )
+    pairing, log_ratio = grouped(networks, drawn.codes, batch, method)
     scores = posterior_scores(
         networks.model,
         networks.theta,
@@ -99,13 +88,34 @@ def stein_viwae(
         batch.pixels,
         data_size=data_size,
         pairing=pairing,
-        log_ratio=log_ratio if kind in ("theta", "both") else None,
+        log_ratio=log_ratio if method.weights in ("theta", "both") else None,
     )
     weights = Weights()
     if log_ratio is not None:
         decoders = networks.theta.particles
         weights = weigh(scores, log_ratio, pairing, method, decoders, batch.ranks)
     return move(networks, batch, method, data_size, drawn, scores, weights)
+
+
+def grouped(
+    networks: Networks, codes: Tensor, batch: Batch, method: MethodConfig
+) -> tuple[Pairing, Tensor | None]:
+    """How decoders see the codes, and log p(z) - log q(z | x) of each, (B, S) in nats, where
+    something is weighted."""
+    group = method.importance_samples if method.name == "stein_viwae" else 1
+    sliced = group > 1 and method.weights == "paper"
+    pairing = Pairing(method.pairing, group, batch.permutation, sliced=sliced)
+    if group == 1 or method.weights == "none":
+        return pairing, None
+    log_ratio = log_prior_over_q(
+        networks.encoder,
+        codes,
+        batch.shown,
+        batch.noise,
+        estimator=method.log_q,
+        bandwidth=method.bandwidth,
+    )
+    return pairing, log_ratio
 
 
 class Weights:

@@ -11,10 +11,9 @@ from steinvae.labels.guesses import guess
 from steinvae.labels.softmax import LabelScores, SoftmaxLabels
 from steinvae.labels.task import LabelTask, image_scores
 from steinvae.networks import Networks
-from steinvae.objectives import move, weigh
+from steinvae.objectives import grouped, move, weigh
 from steinvae.pairs import Pairing
 from steinvae.stein import Scores, theta_direction
-from steinvae.weights import log_prior_over_q
 
 
 def stein(
@@ -33,26 +32,10 @@ def stein(
     drawn = Drawn(networks, batch)
     codes, count = drawn.codes, len(labels)
     seen = heads.scores(codes[-count:], labels)
-    group, kind = method.importance_samples, method.weights
-    grouped = method.name == "stein_viwae" and group > 1
-    log_ratio = None
-    if grouped and kind != "none":
-        log_ratio = log_prior_over_q(
-            networks.encoder,
-            codes,
-            batch.shown,
-            batch.noise,
-            estimator=method.log_q,
-            bandwidth=method.bandwidth,
-        )
+    pairing, log_ratio = grouped(networks, codes, batch, method)
+    if log_ratio is not None:
         log_ratio[-count:] += task.zeta * seen.log_likelihood
-    pairing = Pairing(
-        method.pairing,
-        group if grouped else 1,
-        batch.permutation,
-        sliced=grouped and kind == "paper",
-    )
-    of_theta = log_ratio if kind in ("theta", "both") else None
+    of_theta = log_ratio if method.weights in ("theta", "both") else None
     scores = image_scores(networks, codes, batch.pixels, task, count, pairing, of_theta)
     scores.codes[-count:] += task.zeta * seen.codes
     stats = label_stats(seen, labels)
