@@ -110,13 +110,17 @@ def _parser_class() -> type[ArgumentParser]:
 
 
 def _hint(message: str) -> str:
-    """How to write a list, or the name of a section's method, where it was written otherwise."""
+    """How to write a list, no value, or the name of a section's method, where it was written
+    otherwise."""
     numbers = re.search(r"Got value: (\d+(?:,\d+)*)$", message, re.MULTILINE)
     if numbers and "tuple" in message:
         return f" (write [{numbers[1]}])"
     section = re.search(r'Parser key "(\w+)":\s+Unable to load config', message)
     if section and hasattr(getattr(Config(), section[1], None), "name"):
         return f" (did you mean --{section[1]}.name?)"
+    unset = re.match(r"([\w.]+) must be left out", message)
+    if unset:
+        return f" (--{unset[1]} null leaves it out)"
     return ""
 
 

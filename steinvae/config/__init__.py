@@ -97,7 +97,7 @@ class Config:
         """An encoder that folds has no density."""
         method, encoder = self.method, self.model.encoder
         counts = self.data.name in COUNTS and method.encoder_kind(self.model) == "concat"
-        require(not counts, "model.encoder", f"no concat for {self.data.name}", encoder)
+        require(not counts, "model.encoder", f"another than concat for {self.data.name}", encoder)
         if method.encoder_kind(self.model) not in ("residual", "concat"):
             return
         exact = method.name == "stein_viwae" and method.weights != "none" and method.log_q == "jac"

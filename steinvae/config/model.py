@@ -115,7 +115,8 @@ class ModelConfig:
         require(known if deep else not layers, "model.layers", wanted, layers)
         total = f"{sum(layers)}, the sum of model.layers"
         require(not deep or self.codes == sum(layers), "model.codes", total, self.codes)
-        fits, other = deep or self.encoder != "layered", f"another for decoder {self.decoder}"
+        fits = deep or self.encoder != "layered"
+        other = "another than layered, which is for model.decoder deep_poisson"
         require(fits, "model.encoder", other, self.encoder)
         shapes = self.gamma_shapes  # the range of the table of quantiles
         inside = len(shapes) in (1, len(layers) or 1) and all(0.05 <= a <= 100 for a in shapes)

@@ -109,7 +109,7 @@ def test_reported_bound_is_the_integral_over_codes():
 
 def test_concat_is_refused_for_counts():
     config = Config(data=DataConfig(name="20news"))
-    with pytest.raises(ValueError, match=r"model\.encoder must be no concat for 20news"):
+    with pytest.raises(ValueError, match=r"model\.encoder must be another than concat for 20news"):
         replace(config, model=replace(config.model, encoder="concat"))
     replace(
         config,

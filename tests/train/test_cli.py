@@ -240,6 +240,7 @@ def test_wrong_argument_is_a_usage_error(argv, named, capsys):
         (["--model.gamma_shapes", "1"], "(write [1])"),
         (["--method", "stein_viwae"], "(did you mean --method.name?)"),
         (["--data", "mnist"], "(did you mean --data.name?)"),
+        (["--model.stack", "2"], "(--model.stack null leaves it out)"),
     ],
 )
 def test_what_was_meant_is_said(argv, meant, capsys):
