@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steinvae.config import MethodConfig
-from steinvae.gradients import Batch, Gradients, Objective, encoder_gradients
+from steinvae.gradients import ROOTS, Batch, Gradients, Objective, encoder_gradients
 from steinvae.networks import Networks
 from steinvae.recognition import StochasticEncoder
 
@@ -80,7 +80,7 @@ class Drawn:
 def in_chunks(objective: Objective) -> Objective:
     """An objective that is a mean over images, in as many passes as its encoder needs.
 
-    Statistics are means too, but for code_spread, the root of one.
+    Statistics are means too, or the roots of means.
     """
 
     def chunked(
@@ -111,7 +111,8 @@ def _mean(parts: list[Gradients], shares: list[float]) -> Gradients:
         )
 
     stats = {name: mean([part.stats[name] for part in parts]) for name in parts[0].stats}
-    stats["code_spread"] = mean([part.stats["code_spread"].square() for part in parts]).sqrt()
+    for name in stats.keys() & ROOTS:
+        stats[name] = mean([part.stats[name].square() for part in parts]).sqrt()
     return Gradients(
         theta=mean([part.theta for part in parts]),
         eta=[mean([part.eta[i] for part in parts]) for i in range(len(parts[0].eta))],

@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from steinvae.config import Config, OptimizerConfig
 from steinvae.data import Dataset
 from steinvae.draws import own_rows
-from steinvae.gradients import Batch
+from steinvae.gradients import ROOTS, Batch
 from steinvae.logging import MetricsWriter, Progress
 from steinvae.models import HasStatistics
 from steinvae.models.batch_norm import over_ranks
@@ -223,16 +223,17 @@ class ShardedTrainer(Trainer):
         super().fit(metrics, progress, _AgreedStop(stop, self._world))  # type: ignore[arg-type]
 
     def update(self, step: int, *, monitor: bool) -> dict[str, float]:
-        """As `Trainer.update`; statistics are means over the processes of those of own images.
-
-        Counts are the same in all.
+        """As `Trainer.update`; statistics are means over the processes of those of own images, or
+        the roots of means of squares. Counts are the same in all.
         """
         stats = super().update(step, monitor=monitor)
         if not stats:
             return stats
+        roots = torch.tensor([name in ROOTS for name in stats], device=self.device)
         values = torch.tensor(list(stats.values()), dtype=torch.float64, device=self.device)
-        (total,) = self._world.sum([values])
-        means = zip(stats.items(), (total / self._world.size).tolist(), strict=True)
+        (total,) = self._world.sum([torch.where(roots, values.square(), values)])
+        mean = total / self._world.size
+        means = zip(stats.items(), torch.where(roots, mean.sqrt(), mean).tolist(), strict=True)
         return {name: own if isinstance(own, int) else mean for (name, own), mean in means}
 
     def batch(self, step: int, *, monitor: bool = False) -> Batch:

@@ -110,6 +110,10 @@ class Gradients(NamedTuple):
     """(B, S, d) moved codes for further regression steps of the encoder (K > 1)."""
 
 
+ROOTS = ("code_spread", "direction", "moved")
+"""Statistics that are roots of a mean square over images: of several parts the squares are
+averaged."""
+
 Objective = Callable[[Networks, Batch, MethodConfig, int], Gradients]
 
 

@@ -63,6 +63,17 @@ def test_a_run_is_that_of_one_process(ranks, method, tmp_path):
         assert_same(actual, expected)
 
 
+@pytest.mark.parametrize("name", ["stein", "moved codes", "vae", "labels, viwae", "labels, m2"])
+def test_statistics_are_those_of_one_process(ranks, name, tmp_path):
+    """But for the monitor's cosines, which are means of the processes' own."""
+    expected = training.statistics_alone(tmp_path / "one", METHODS[name])
+    for actual in ranks(training.statistics_together, tmp_path / "all", METHODS[name]):
+        assert actual.keys() == expected.keys()
+        for each, value in expected.items():
+            if not each.startswith(("direction_", "field_")):
+                assert actual[each] == pytest.approx(value, rel=EXACT), each
+
+
 def test_batch_normalisation_is_that_of_all_rows(ranks):
     """torch's own on all rows: values, gradients, running averages."""
     rows = torch.randn(8, 3, 2, 5, dtype=torch.float64) * 3 + 7

@@ -147,6 +147,22 @@ def together(folder: Path, steps: int, method: dict[str, Any]) -> dict[str, Tens
         return {name: value.clone() for name, value in fit(trainer).items()}
 
 
+def statistics_alone(folder: Path, method: dict[str, Any]) -> dict[str, float]:
+    """What one process logs of the first update."""
+    with in_float64():
+        settings = config(1, **method)
+        trainer = Trainer(settings, data(method.get("labelled", False)), folder)
+        return trainer.update(0, monitor=True)
+
+
+def statistics_together(folder: Path, method: dict[str, Any]) -> dict[str, float]:
+    """What all ranks log of it."""
+    with in_float64():
+        settings = config(1, **method)
+        trainer = ShardedTrainer(settings, data(method.get("labelled", False)), folder, World())
+        return trainer.update(0, monitor=True)
+
+
 def spoiled(folder: Path, on_rank: int) -> tuple[dict[str, Tensor], int]:
     """Four updates, the second with a NaN in the encoder's gradient of one rank; what this rank
     holds in the end, and how many updates it left out."""
