@@ -137,17 +137,37 @@ def _early_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _preset_in(path: Path) -> str | None:
-    """The preset that a file names, known or not."""
+    """The preset that a file names, known or not. SystemExit where it says something twice."""
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        twice = _twice(yaml.compose(text, yaml.SafeLoader))
+        if twice:
+            raise SystemExit(f"steinvae: --config {path} has {twice} twice; YAML keeps the last")
+        values = yaml.safe_load(text)
     except UnicodeDecodeError as error:
         raise SystemExit(f"steinvae: --config {path} is not UTF-8: {error}") from error
     except yaml.YAMLError:
         return None  # the real parser reads the same file next and says where it is malformed
     preset = values.get("preset") if isinstance(values, dict) else None
     return preset if isinstance(preset, str) else None  # the real parser refuses what is no name
+
+
+def _twice(node: Any) -> str | None:
+    """The first setting that a YAML document has twice, with the line of its repetition."""
+    import yaml
+
+    seen = set()
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        name = str(key.value)
+        if name in seen:
+            return f"{name} (line {key.start_mark.line + 1})"
+        seen.add(name)
+        inner = _twice(value)
+        if inner:
+            return f"{name}.{inner}"
+    return None
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:

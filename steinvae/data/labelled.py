@@ -73,6 +73,12 @@ class LabelledSampler:
         rest[labelled] = False
         self.labelled, self.unlabelled = labelled, rest.nonzero().flatten()
         self.labelled_size = batch_size // 2
+        most = 2 * len(self.unlabelled)
+        if batch_size > most:
+            raise ValueError(
+                f"trainer.batch_size must be at most {most}, twice the images without a label, "
+                f"got {batch_size}"
+            )
         self._others = BatchSampler(len(self.unlabelled), batch_size - self.labelled_size, seed)
         self._classes = [labelled[labels[labelled] == label] for label in labels[labelled].unique()]
         self._seed = seed

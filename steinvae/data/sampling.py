@@ -23,7 +23,7 @@ class BatchSampler:
     def __init__(self, size: int, batch_size: int, seed: int) -> None:
         if not 1 <= batch_size <= size:
             raise ValueError(
-                f"BatchSampler: batch_size must lie in 1..{size} (the images there are), "
+                f"trainer.batch_size must lie in 1..{size} (the training examples there are), "
                 f"got {batch_size}"
             )
         self.size = size

@@ -249,6 +249,20 @@ def test_what_was_meant_is_said(argv, meant, capsys):
     assert capsys.readouterr().err.rstrip().endswith(meant)
 
 
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("method:\n  name: vae\nseed: 1\nmethod:\n  pairing: strat\n", r"method \(line 4\) twice"),
+        ("method:\n  name: vae\n  name: iwae\n", r"method\.name \(line 3\) twice"),
+    ],
+)
+def test_a_setting_that_a_file_has_twice_is_refused(tmp_path, text, named):
+    file = tmp_path / "twice.yaml"
+    file.write_text(text)
+    with pytest.raises(SystemExit, match=named):
+        parse("--config", str(file))
+
+
 @pytest.mark.parametrize("switch", [["--trainer.tensorboard"], ["--trainer.tensorboard", "true"]])
 def test_a_switch_may_stand_alone(switch):
     assert parse(*switch, "--seed", "3").trainer.tensorboard
