@@ -128,7 +128,9 @@ def _quality(found: Found) -> str:
     rows = []
     for row, share in sorted(found, key=lambda key: (key[1], list(ROWS).index(key[0]))):
         splits = list(found[row, share].values())
-        line = [f"{share} %", row, *(f"{splits[0][name]:,}" for name in ("steps", "parameters"))]
+        least, most = (pick(int(each["steps"]) for each in splits) for pick in (min, max))
+        steps = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        line = [f"{share} %", row, steps, f"{splits[0]['parameters']:,}"]
         for _, metric, percent in QUALITY:
             value = mean(each[metric] for each in splits) * (100 if percent else 1)
             line.append(f"{value:.{2 if percent else 3}f}")
