@@ -154,19 +154,22 @@ def _preset_in(path: Path) -> str | None:
     return preset if isinstance(preset, str) else None  # the real parser refuses what is no name
 
 
-def _twice(node: Any) -> str | None:
+def _twice(node: Any, walked: frozenset[int] = frozenset()) -> str | None:
     """The first setting that a YAML document has twice, with the line of its repetition."""
     import yaml
 
+    if not isinstance(node, yaml.MappingNode) or id(node) in walked:
+        return None
     seen = set()
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        name = str(key.value)
-        if name in seen:
-            return f"{name} (line {key.start_mark.line + 1})"
-        seen.add(name)
-        inner = _twice(value)
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+            continue
+        if key.value in seen:
+            return f"{key.value} (line {key.start_mark.line + 1})"
+        seen.add(key.value)
+        inner = _twice(value, walked | {id(node)})
         if inner:
-            return f"{name}.{inner}"
+            return f"{key.value}.{inner}"
     return None
 
 

@@ -82,7 +82,7 @@ def choose_run_dir(config: Config) -> Path:
 def holds_run(run_dir: Path) -> bool:
     """Whether there is anything of a run in the folder."""
     return any(
-        (run_dir / name).exists() for name in ("config.yaml", "metrics.jsonl", "checkpoints")
+        (run_dir / name).exists() for name in ("config.yaml", "metrics.jsonl", "checkpoints", OWN)
     )
 
 

@@ -35,6 +35,10 @@ class Optimizer:
         self._config = config
         self._theta, self._eta = networks.theta.flat, networks.eta()
         self._labels = networks.labels.trained() if networks.labels else []
+        encoder = list(networks.encoder.parameters())
+        trained = (place for place, each in enumerate(encoder, 1) if each.requires_grad)
+        after = range(len(encoder) + 1, len(encoder) + 1 + len(self._labels))
+        self._places = [0, *trained, *after]  # frozen parameters keep theirs
         groups = [[self._theta], self._eta, *([self._labels] if self._labels else [])]
         self._adam = torch.optim.Adam(
             [{"params": group} for group in groups],
@@ -101,19 +105,21 @@ class Optimizer:
     def tensors(self) -> dict[str, Tensor]:
         """Adam's state by name; empty before the first update."""
         return {
-            f"adam.{index}.{name}": state[name]
-            for index, parameter in enumerate(self._parameters())
+            f"adam.{place}.{name}": state[name]
+            for place, parameter in zip(self._places, self._parameters(), strict=True)
             if (state := self._adam.state.get(parameter))
             for name in _MOMENTS
         }
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `tensors`."""
+        """The inverse of `tensors`; a parameter that was frozen until now starts anew."""
         groups = self._adam.state_dict()["param_groups"]
         state = {
-            index: {name: _laid_out(tensors[f"adam.{index}.{name}"], like) for name in _MOMENTS}
-            for index, like in enumerate(self._parameters())
-            if f"adam.{index}.step" in tensors
+            index: {name: _laid_out(tensors[f"adam.{place}.{name}"], like) for name in _MOMENTS}
+            for index, (place, like) in enumerate(
+                zip(self._places, self._parameters(), strict=True)
+            )
+            if f"adam.{place}.step" in tensors
         }
         self._adam.load_state_dict({"state": state, "param_groups": groups})
 

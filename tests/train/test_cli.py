@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from steinvae.cli import make_parser, parse_config
+from steinvae.cli import _preset_in, make_parser, parse_config
 from steinvae.config import Config
 from steinvae.presets import PRESETS, load_preset
 
@@ -261,6 +261,15 @@ def test_a_setting_that_a_file_has_twice_is_refused(tmp_path, text, named):
     file.write_text(text)
     with pytest.raises(SystemExit, match=named):
         parse("--config", str(file))
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &x {b: *x}\n", "a: &x {c: 1}\nd: {<<: *x, <<: *x}\n", "? [a]\n: b\n"]
+)
+def test_what_yaml_can_say_beside_does_not_end_the_search_for_a_preset(tmp_path, text):
+    file = tmp_path / "odd.yaml"
+    file.write_text(text)
+    assert _preset_in(file) is None
 
 
 @pytest.mark.parametrize("switch", [["--trainer.tensorboard"], ["--trainer.tensorboard", "true"]])

@@ -148,7 +148,21 @@ def model_that_misses_a_parameter(made):
     made.theta = ParticleEnsemble(made.model.parameters, 2, torch.Generator().manual_seed(0))
 
 
+def encoder_that_is_frozen(made):
+    made.encoder.requires_grad_(False)
+
+
+def model_without_the_codes(made):
+    plain = made.model.log_likelihood
+    made.model.log_likelihood = lambda theta, codes, pixels: plain(theta, codes.detach(), pixels)
+
+
 MISTAKES = [
+    (encoder_that_is_frozen, ValueError, "AffineEncoder has no parameter to train"),
+    (encoder_whose_draw(lambda z: z / 0), ValueError, "must give finite codes"),
+    (model_without_the_codes, ValueError, "log_likelihood does not depend on codes"),
+    (model_whose("log_likelihood", lambda x: None), TypeError, "tensor of numbers, got NoneType"),
+    (model_whose("mean_images", lambda x: None), TypeError, "tensor of images, got NoneType"),
     (encoder_without_codes, TypeError, "AffineEncoder.codes must be the int d"),
     (encoder_with_an_unused_parameter, ValueError, "does not depend on extra.weight, extra.bias"),
     (encoder_whose_draw(lambda z: z[:, 0]), ValueError, "(B, S, d) = (2, 3, 6)"),
@@ -193,14 +207,68 @@ def test_mistake_in_own_networks_is_said_before_anything_is_written(
         ("iwae", TypeError, "method.name iwae needs a GaussianEncoder"),
         ("vae_weighted_decoder", TypeError, "needs a GaussianEncoder"),
         ("flow_elbo", TypeError, "method.name flow_elbo needs an encoder that is injective"),
+        ("stein_viwae", TypeError, "method.move_codes needs an encoder that is injective"),
     ],
 )
 def test_method_says_which_encoder_it_needs(example, made, name, kind, said):
     made.encoder.injective = False
-    method = replace(example["config"].method, name=name, log_q="gauss")
+    moves = name == "stein_viwae"
+    method = replace(example["config"].method, name=name, log_q="gauss", move_codes=moves)
     config = replace(example["config"], run_dir="runs/spoilt", method=method)
     with pytest.raises(kind, match=re.escape(said)):
         prepare_with(made, config, example["dataset"])
+
+
+def encoder_with_statistics(made):
+    made.encoder.mean = torch.nn.Sequential(
+        torch.nn.BatchNorm1d(64), torch.nn.Dropout(0.5), made.encoder.mean
+    )
+
+
+def model_that_views(made):
+    """codes.view needs the memory that training gives it."""
+    plain = made.model.means
+    made.model.means = lambda theta, z: plain(theta, z.view(-1, z.shape[-2], z.shape[-1]))
+
+
+def model_that_draws_with_numpy(made):
+    plain = made.model.mean_images
+    made.model.mean_images = lambda *given: torch.from_numpy(plain(*given).numpy())
+
+
+@pytest.mark.parametrize(
+    "make", [encoder_with_statistics, model_that_views, model_that_draws_with_numpy]
+)
+def test_networks_that_train_are_not_refused_and_not_changed(example, made, make):
+    make(made)
+    before = {name: value.clone() for name, value in made.tensors().items()}
+    drawn = torch.get_rng_state()
+    trainer = prepare_with(
+        made, replace(example["config"], run_dir="runs/some"), example["dataset"]
+    )
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert not made.encoder.training  # a finished run that is continued is tested as it is
+    assert all(value.equal(before[name]) for name, value in made.tensors().items())
+    trainer.update(0, monitor=False)
+
+
+@pytest.mark.parametrize(("first", "then"), [(False, True), (True, False)])
+def test_moments_stay_with_their_parameters_where_others_are_frozen(example, made, first, then):
+    """log_scale (6,) is the first of the encoder's parameters, frozen before or after."""
+    config = replace(example["config"], run_dir="runs/frozen")
+    made.encoder.log_scale.requires_grad_(not first)
+    with StopRequest() as stop:
+        train(prepare_with(made, config, example["dataset"]), stop)
+    made.encoder.log_scale.requires_grad_(not then)
+    longer = replace(config.trainer, max_steps=62)
+    config = replace(config, resume="auto", trainer=longer)
+    trainer = prepare_with(made, config, example["dataset"])
+    moments = trainer.optimizer.tensors()
+    assert moments["adam.2.exp_avg"].shape == made.encoder.mean.weight.shape
+    assert "adam.1.exp_avg" not in moments
+    trainer.update(60, monitor=False)
+    assert ("adam.1.exp_avg" in trainer.optimizer.tensors()) == first
+    assert all(bool(value.isfinite().all()) for value in made.tensors().values())
 
 
 def test_frozen_parameters_of_an_encoder_stay(example, made):
