@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from steinvae import data
-from steinvae.data import Split, load, registry, step_generator
+from steinvae.data import Dataset, Split, load, registry, step_generator
 from steinvae.data.binarize import fixed_bits
 from steinvae.data.dataset import bernoulli
 from steinvae.data.digits import stratified_split
@@ -182,3 +182,25 @@ def test_a_new_data_set_is_one_function(monkeypatch):
     data.register("mine")(lambda root, binarization, seed: digits)
     assert load("mine") is digits
     assert "mine" in data.names()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"validation": (0, 6)}, "validation must not be empty"),
+        ({"train": (0, 6), "test": (0, 6)}, "train, test must not be empty"),
+        ({"test": (3, 5)}, r"equally wide, got .*'test': 5"),
+        ({"image_shape": (2, 4)}, r"as an image of the splits, 6, got \(2, 4\)"),
+    ],
+)
+def test_splits_that_do_not_fit_together_are_refused(changes, message):
+    made = {"train": (4, 6), "validation": (3, 6), "test": (3, 6), "image_shape": (2, 3)} | changes
+    shape = made.pop("image_shape")
+    splits: dict[str, Split] = {
+        name: Split(pixels=torch.zeros(size, dtype=torch.uint8), levels=1)
+        for name, size in made.items()
+    }
+    with pytest.raises(ValueError, match=message):
+        Dataset(
+            name="own", binarization="none", binarization_seed=None, image_shape=shape, **splits
+        )
