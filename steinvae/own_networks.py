@@ -15,6 +15,7 @@ from steinvae.data import Dataset, step_generator
 from steinvae.density.likelihood import noise_dimension
 from steinvae.device import choose_device
 from steinvae.networks import Networks
+from steinvae.pairs import check_shape, has_closed_form
 from steinvae.recognition import GaussianEncoder
 
 IMAGES, CODES = 2, 3
@@ -56,13 +57,15 @@ def check_networks(networks: Networks, config: Config, dataset: Dataset[Any]) ->
     noise = torch.randn(rows, CODES, noise_dimension(encoder), generator=generator).to(device)
     buffers = [(each, each.clone()) for each in encoder.buffers()]
     forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with forked, networks.training(), torch.enable_grad():
-        codes = _check_encoder(networks, config.method, pixels, noise)
-        _check_likelihood(networks, codes, pixels)
-        if dataset.image_shape is not None:
-            _check_mean_images(networks, codes[0], pixels.shape[-1])
-    for buffer, before in buffers:
-        buffer.copy_(before)
+    try:
+        with forked, networks.training(), torch.enable_grad():
+            codes = _check_encoder(networks, config.method, pixels, noise)
+            _check_likelihood(networks, codes, pixels)
+            if dataset.image_shape is not None:
+                _check_mean_images(networks, codes[0], pixels.shape[-1])
+    finally:
+        for buffer, before in buffers:
+            buffer.copy_(before)
 
 
 def _check_theta(networks: Networks) -> None:
@@ -137,17 +140,13 @@ def _check_likelihood(networks: Networks, codes: Tensor, pixels: Tensor) -> None
     with _calling(name, codes=pairs, pixels=pixels):
         found = model.log_likelihood(theta, pairs, pixels)
     _check_tensor(name, "numbers", found)
-    if tuple(found.shape) != tuple(pairs.shape[:3]):
-        raise ValueError(
-            f"{name} must return one number a decoder, image and code, (M, B, n) = "
-            f"{tuple(pairs.shape[:3])}, got {tuple(found.shape)}"
-        )
+    check_shape(model, found, pairs)
     wrong = int((~found.isfinite()).sum())
     if wrong:
         raise ValueError(
             f"{name} must be finite before training: {wrong} of {found.numel()} are not"
         )
-    if not callable(getattr(model, "pair_gradients", None)):
+    if not has_closed_form(model):
         _check_gradients(name, [found], {"codes": pairs, **theta}, "")
 
 

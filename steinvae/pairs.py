@@ -158,7 +158,7 @@ def pair_gradients(
     chunk = max(1, PAIRS_AT_ONCE // (one * numbers_of_a_pair(model, codes, pixels)))
     if getattr(model, "whole_minibatch", False):
         chunk = len(pixels)
-    gradients = _in_closed_form if _has_closed_form(model) else _by_autograd
+    gradients = _in_closed_form if has_closed_form(model) else _by_autograd
     into, parts = torch.empty_like(theta.flat) if decoders else theta.flat.new_empty(0), []
     for start in range(0, len(pixels), chunk):
         rows = slice(start, start + chunk)
@@ -172,10 +172,20 @@ def numbers_of_a_pair(model: GenerativeModel, codes: Tensor, pixels: Tensor) -> 
     """What a pair holds until its chunk is done: a gradient, or what autograd keeps; a model of
     convolutions says that itself (`kept_per_pair`)."""
     kept: int = getattr(model, "kept_per_pair", pixels.shape[-1])
-    return codes.shape[-1] if _has_closed_form(model) else kept
+    return codes.shape[-1] if has_closed_form(model) else kept
 
 
-def _has_closed_form(model: GenerativeModel) -> bool:
+def check_shape(model: GenerativeModel, log_likelihood: Tensor, pairs: Tensor) -> None:
+    """ValueError where a model does not give (M, B, n) numbers for codes (M, B, n, d)."""
+    if log_likelihood.shape != pairs.shape[:3]:
+        raise ValueError(
+            f"{type(model).__name__}.log_likelihood must return one number a decoder, image and "
+            f"code, (M, B, n) = {tuple(pairs.shape[:3])}, got {tuple(log_likelihood.shape)}"
+        )
+
+
+def has_closed_form(model: GenerativeModel) -> bool:
+    """Whether a model brings `pair_gradients` of its own."""
     return callable(getattr(model, "pair_gradients", None))
 
 
@@ -243,11 +253,7 @@ def _by_autograd(
     pairs = pairing.deal(codes, theta.particles).expand(theta.particles, -1, -1, -1)
     pairs = pairs.clone().requires_grad_()
     log_likelihood = model.log_likelihood(leaves, pairs, pixels)
-    if log_likelihood.shape != pairs.shape[:3]:
-        raise ValueError(
-            f"{type(model).__name__}.log_likelihood must return one number a decoder, image and "
-            f"code, (M, B, n) = {tuple(pairs.shape[:3])}, got {tuple(log_likelihood.shape)}"
-        )
+    check_shape(model, log_likelihood, pairs)
     cotangent = torch.ones_like(log_likelihood)
     if log_ratio is not None:
         log_weights = log_likelihood.detach() + pairing.deal(log_ratio, theta.particles)

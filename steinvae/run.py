@@ -115,8 +115,9 @@ def run(config: Config, world: World | None = None) -> tuple[Path, list[dict[str
 
 def prepare(config: Config, dataset: Dataset, run_dir: Path, world: World | None = None) -> Trainer:
     """A trainer in `run_dir`, continuing the run that is there if `resume` says so."""
-    if config.resume == "auto" and (run_dir / CONFIG).exists():
+    if config.resume == "auto":
         refuse_own(run_dir)
+    if config.resume == "auto" and (run_dir / CONFIG).exists():
         check_same(read_config(run_dir), config, run_dir=run_dir)
     if world is None:
         trainer = Trainer(config, dataset, run_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,7 @@ from steinvae.networks import Networks
 from steinvae.particles import Parameter, ParticleEnsemble
 from steinvae.run import prepare_with, train
 from steinvae.signals import StopRequest
+from steinvae.train import main as train_command
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "own_model.md"
 
@@ -81,6 +83,26 @@ def test_commands_refuse_a_run_of_own_networks(example, capsys, module):
     said = capsys.readouterr().err
     assert "runs/own is a run of networks of its own, GaussianPixels, AffineEncoder" in said
     assert "prepare_with and Config(resume='auto')" in said
+
+
+@pytest.mark.parametrize("resume", ["never", "auto"])
+def test_a_run_of_own_networks_that_had_no_configuration_yet_is_left_alone(example, capsys, resume):
+    Path("runs/begun").mkdir()
+    shutil.copy("runs/own/own_networks.json", "runs/begun")
+    assert train_command(["--run_dir=runs/begun", f"--resume={resume}"]) == 1
+    assert "runs/begun" in capsys.readouterr().err
+    assert [path.name for path in Path("runs/begun").iterdir() if path.name != ".lock"] == [
+        "own_networks.json"
+    ]
+
+
+def test_networks_that_are_refused_keep_their_statistics(example, made):
+    encoder_with_statistics(made)
+    made.model.log_likelihood = lambda *given: None
+    before = {name: value.clone() for name, value in made.tensors().items()}
+    with pytest.raises(TypeError, match="tensor of numbers"):
+        prepare_with(made, replace(example["config"], run_dir="runs/no"), example["dataset"])
+    assert all(value.equal(before[name]) for name, value in made.tensors().items())
 
 
 def test_run_of_a_command_is_not_continued_with_own_networks(example):
