@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from steinvae.config import Config
-from steinvae.config_tree import from_dict, to_dict
+from steinvae.config_tree import dotted, from_dict
 from steinvae.presets import load_preset
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
-
-SECTIONS = ("data", "model", "method", "optimizer", "trainer", "evaluation")
 
 
 def make_parser(command: str, description: str, defaults: Config) -> ArgumentParser:
@@ -38,7 +36,7 @@ def make_parser(command: str, description: str, defaults: Config) -> ArgumentPar
         "--config", action="config", help="YAML file with any of the settings below"
     )
     parser.add_class_arguments(Config)
-    fields = _flat(to_dict(defaults))
+    fields = dotted(defaults)
     parser.set_defaults(fields)
     for action in parser._actions:
         if isinstance(fields.get(action.dest), bool):
@@ -154,33 +152,26 @@ def _preset_in(path: Path) -> str | None:
     return preset if isinstance(preset, str) else None  # the real parser refuses what is no name
 
 
-def _twice(node: Any, walked: frozenset[int] = frozenset()) -> str | None:
+def _twice(
+    node: Any, prefix: str = "", seen: set[str] | None = None, walked: frozenset[int] = frozenset()
+) -> str | None:
     """The first setting that a YAML document has twice, with the line of its repetition."""
     import yaml
 
     if not isinstance(node, yaml.MappingNode) or id(node) in walked:
         return None
-    seen = set()
+    seen = set() if seen is None else seen  # by dotted names, which a file may have as keys too
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
             continue
-        if key.value in seen:
-            return f"{key.value} (line {key.start_mark.line + 1})"
-        seen.add(key.value)
-        inner = _twice(value, walked | {id(node)})
+        name = prefix + key.value
+        if name in seen:
+            return f"{name} (line {key.start_mark.line + 1})"
+        seen.add(name)
+        inner = _twice(value, f"{name}.", seen, walked | {id(node)})
         if inner:
-            return f"{key.value}.{inner}"
+            return inner
     return None
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{name}": item for name, item in value.items()}
-        else:
-            flat[key] = value
-    return flat
 
 
 def _fail(parser: ArgumentParser, error: ValueError) -> NoReturn:

@@ -19,6 +19,15 @@ def from_dict(values: dict[str, Any]) -> Config:
     return _build(Config, values, "")
 
 
+def dotted(config: Config) -> dict[str, Any]:
+    """Every setting by its name on a command line, section.field."""
+    flat: dict[str, Any] = {}
+    for name, value in to_dict(config).items():
+        section = value if isinstance(value, dict) else {}
+        flat |= {f"{name}.{key}": item for key, item in section.items()} or {name: value}
+    return flat
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}

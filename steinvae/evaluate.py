@@ -17,10 +17,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steinvae.cli import SECTIONS, build_config, files_first, make_parser
+from steinvae.cli import build_config, files_first, make_parser
 from steinvae.config import Config
 from steinvae.config.unread import NEEDS
-from steinvae.config_tree import to_dict
+from steinvae.config_tree import dotted
 from steinvae.signals import run_command
 
 DESCRIPTION = "Estimate the test negative log-likelihood of a finished run, and say what it bounds."
@@ -90,8 +90,10 @@ def check_settings(
     `named` are those of the command line, which count even where they repeat the run's; `reported`:
     in the form --run_dir DIR. Errors: ValueError naming the first such setting.
     """
-    before, after = _settings(saved), _settings(wanted)
+    before, after = dotted(saved), dotted(wanted)
     for name, value in after.items():
+        if name == "run_dir":
+            continue  # where the run lies
         reason = _refusal(name, wanted, reported)
         if reason is not None and (name in named or value != before[name]):
             raise ValueError(f"--{name} {value}: {reason}")
@@ -125,17 +127,6 @@ def _refuse_options(given: Mapping[str, Any]) -> None:
     for option in (f"--{name}" for name in given if name != "json"):
         instead = f"; with --run_dir DIR give --{settings[option]}" if option in settings else ""
         raise ValueError(f"{option} is for the form RUN{instead}")
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """All settings by dotted name, but where the run lies."""
-    flat = {}
-    for name, value in to_dict(config).items():
-        if name in SECTIONS:
-            flat |= {f"{name}.{key}": item for key, item in value.items()}
-        elif name != "run_dir":
-            flat[name] = value
-    return flat
 
 
 def _named(arguments: Sequence[str]) -> set[str]:

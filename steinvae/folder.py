@@ -9,12 +9,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from steinvae._atomic import write_text
 from steinvae.checkpoint import latest, lock_run_dir
 from steinvae.config import Config
-from steinvae.config_tree import to_dict
+from steinvae.config_tree import dotted
 from steinvae.signals import Interrupted
 
 CHANGEABLE = (
@@ -172,7 +171,7 @@ def check_same(
 
     With the `run_dir` that is resumed, the option that brings the saved settings is named too.
     """
-    before, after = _flat(to_dict(saved)), _flat(to_dict(wanted))
+    before, after = dotted(saved), dotted(wanted)
     different = [
         f"{name} is {after[name]!r}, was {before[name]!r}"
         for name in before
@@ -203,13 +202,3 @@ def _family(folder: Path, name: str) -> list[tuple[int, Path]]:
     pattern = re.compile(re.escape(name) + r"(?:-(\d+))?")
     matches = ((pattern.fullmatch(path.name), path) for path in folder.glob(f"{name}*"))
     return sorted((int(match[1] or 1), path) for match, path in matches if match)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

@@ -254,6 +254,8 @@ def test_what_was_meant_is_said(argv, meant, capsys):
     [
         ("method:\n  name: vae\nseed: 1\nmethod:\n  pairing: strat\n", r"method \(line 4\) twice"),
         ("method:\n  name: vae\n  name: iwae\n", r"method\.name \(line 3\) twice"),
+        ("method.name: vae\nmethod: {name: iwae}\n", r"method\.name \(line 2\) twice"),
+        ("method: {name: vae}\nmethod.name: iwae\n", r"method\.name \(line 2\) twice"),
     ],
 )
 def test_a_setting_that_a_file_has_twice_is_refused(tmp_path, text, named):
