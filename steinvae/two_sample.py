@@ -5,7 +5,7 @@ Shapes: B points, n draws and m exact draws a point, K components, d code dimens
 
 from __future__ import annotations
 
-from math import cos, log, pi, sin
+from math import cos, inf, log, pi, sin
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,9 @@ SCALES = tuple(0.02 * 100 ** (step / 3) for step in range(4))
 """Kernel bandwidths over the squared median distance of the exact draws: 0.02 to 2."""
 
 DIRECTIONS = 32
+
+FAR = 4.0
+"""Standard deviations from every mode beyond which a draw belongs to none."""
 
 
 def mmd2(draws: Float[Tensor, "B n d"], exact: Float[Tensor, "B m d"]) -> Float[Tensor, " B"]:
@@ -46,13 +49,26 @@ def mass_error(posterior: MixturePosterior, draws: Float[Tensor, "B n d"]) -> Fl
     return 0.5 * (found - posterior.log_weights.exp()).abs().sum(-1)
 
 
-def whitened_sd(posterior: MixturePosterior, draws: Float[Tensor, "B n d"]) -> Float[Tensor, " B"]:
+def strays(posterior: MixturePosterior, draws: Float[Tensor, "B n d"]) -> Float[Tensor, " B"]:
+    """Share of draws farther than `FAR` standard deviations from every mode.
+
+    Exact draws of the plane have exp(-FAR^2 / 2), three in ten thousand.
+    """
+    return (_to_nearest_mode(posterior, draws) > FAR).to(draws.dtype).mean(-1)
+
+
+def whitened_sd(
+    posterior: MixturePosterior, draws: Float[Tensor, "B n d"], reach: float = inf
+) -> Float[Tensor, " B"]:
     """Standard deviation within modes in units of the exact one; 1 is right.
 
     Draws are weighted by their responsibilities and centred at their own weighted mean, so modes
-    may overlap: under the posterior a component's weighted draws are its own law.
+    may overlap: under the posterior a component's weighted draws are its own law. Those farther
+    than `reach` standard deviations from every mode are left out; 0 where none is left.
     """
-    weights = posterior.responsibilities(draws) / draws.shape[1]  # (B, n, K)
+    kept = _to_nearest_mode(posterior, draws) <= reach
+    weights = posterior.responsibilities(draws) * kept[..., None]  # (B, n, K)
+    weights = weights / kept.sum(-1).clamp_min(1)[:, None, None]
     white = posterior.whiten(draws)
     mass = weights.sum(1)
     first = (weights.mT @ white).square().sum(-1) / mass.clamp_min(torch.finfo(mass.dtype).tiny)
@@ -96,6 +112,14 @@ def kernel_proposal(
         for z, c in zip(drawn / unit, centres / unit, strict=True)
     ]
     return drawn, torch.stack(log_sums) - scale[:, None]
+
+
+def _to_nearest_mode(
+    posterior: MixturePosterior, draws: Float[Tensor, "B n d"]
+) -> Float[Tensor, "B n"]:
+    """Distance to the nearest component's mean, in its standard deviations."""
+    white, means = posterior.whiten(draws), posterior.whiten(posterior.means)
+    return torch.stack([(white - mean[:, None]).norm(dim=-1) for mean in means.unbind(1)]).amin(0)
 
 
 def _squares(first: Tensor, second: Tensor) -> Tensor:

@@ -54,6 +54,9 @@ class MixtureCell:
     mass_codes: int = 50
     """Codes a point and step that are weighed to move masses."""
 
+    factor: float = 1.0
+    """Times the rule's bandwidth, which is as wide as the modes are apart."""
+
     @property
     def folder(self) -> str:
         """Name of the run folder."""
@@ -67,6 +70,7 @@ class MixtureCell:
             normalise_direction=self.normalised and stein,
             mass_rate=self.mass_rate if stein else 0.0,
             mass_codes=self.mass_codes,
+            bandwidth_factor=self.factor if stein else 1.0,
             self_term=self.self_term,  # type: ignore[arg-type]
             code_particles=self.particles,
             importance_samples=1,
@@ -93,6 +97,8 @@ class MixtureCell:
                 setting["normalise_direction"] = True
             if self.mass_rate:
                 setting |= {"mass_rate": self.mass_rate, "mass_codes": self.mass_codes}
+            if self.factor != 1:
+                setting["bandwidth_factor"] = self.factor
         if setting["encoder"] == "concat":
             setting["output_scale"] = WIDE
         return setting

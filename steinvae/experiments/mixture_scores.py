@@ -13,11 +13,20 @@ from steinvae.models.gaussian_mixture import GaussianMixture, MixturePosterior
 from steinvae.monitor import folded_fraction
 from steinvae.networks import Networks
 from steinvae.recognition import standard_normal
-from steinvae.two_sample import kernel_proposal, mass_error, mmd2, resample, sliced_w2, whitened_sd
+from steinvae.two_sample import (
+    FAR,
+    kernel_proposal,
+    mass_error,
+    mmd2,
+    resample,
+    sliced_w2,
+    strays,
+    whitened_sd,
+)
 
 DRAWS, POOL = 1_000, 10_000
 COST, TRAINING = "cpu_seconds", "training"
-METRICS = ("mmd2", "sliced_w2", "mass_error", "whitened_sd")
+METRICS = ("mmd2", "sliced_w2", "mass_error", "strays", "core_sd", "whitened_sd")
 PLAIN, JACOBIAN, KERNEL = (
     f"{DRAWS} draws",
     f"{DRAWS} of {POOL} draws, resampled by the Jacobian density",
@@ -87,6 +96,8 @@ def _compare(
         "mmd2": mmd2(draws, exact),
         "sliced_w2": sliced_w2(draws, exact),
         "mass_error": mass_error(posterior, draws),
+        "strays": strays(posterior, draws),
+        "core_sd": whitened_sd(posterior, draws, reach=FAR),
         "whitened_sd": whitened_sd(posterior, draws),
     }
     return [_mean(name, estimator, value) for name, value in values.items()]

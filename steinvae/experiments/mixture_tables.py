@@ -10,7 +10,11 @@ from steinvae.experiments.mixture_scores import COST, JACOBIAN, KERNEL, METRICS,
 from steinvae.report import markdown_table
 
 FLOOR = "Two exact sets (floor)"
-DRAWN = ("method", "MMD²", "sliced W2", "mass error", "sd in mode", "seeds", "CPU s")
+DRAWN = (
+    "method",
+    *("MMD²", "sliced W2", "mass error", "strays", "sd without strays", "sd in mode"),
+    *("seeds", "CPU s"),
+)
 RESAMPLED = ("sliced W2", "mass error", "effective share")
 WEIGHED = (
     "resampled",

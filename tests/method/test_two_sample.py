@@ -9,12 +9,14 @@ import torch
 
 from steinvae.models.gaussian_mixture import section_5_1
 from steinvae.two_sample import (
+    FAR,
     SCALES,
     kernel_proposal,
     mass_error,
     mmd2,
     resample,
     sliced_w2,
+    strays,
     whitened_sd,
 )
 
@@ -100,6 +102,26 @@ def test_whitened_sd_sees_how_wide_a_mode_is(factor):
     centre = exact.mean(1, keepdim=True)
     found = whitened_sd(target, centre + factor * (exact - centre)).mean().item()
     assert found == pytest.approx(factor, rel=0.06)
+
+
+def test_draws_between_the_modes_are_strays_and_widen_none_of_them():
+    """A twentieth of exact draws put half way between the modes, 7 standard deviations from both.
+
+    They are counted, they widen the modes to sqrt(0.95 + 0.05 * 49 / 2) by one dimension, and
+    without them the width is right."""
+    target = posterior()
+    draws = target.draw(4_000, seeded(12))
+    between = draws.clone()
+    between[:, ::20] = target.means.mean(1, keepdim=True)
+    assert strays(target, draws).max() < 2e-3  # exp(-8) = 3e-4 in expectation
+    torch.testing.assert_close(
+        strays(target, between), torch.full((POINTS,), 0.05).double(), atol=2e-3, rtol=0
+    )
+    apart = (target.whiten(target.means)[:, 0] - target.whiten(target.means)[:, 1]).norm(dim=-1)
+    wide = (0.95 + 0.05 * (apart.mean() / 2) ** 2 / 2).sqrt().item()
+    assert whitened_sd(target, between).mean().item() == pytest.approx(wide, rel=0.06)
+    assert whitened_sd(target, between, FAR).mean().item() == pytest.approx(1, rel=0.02)
+    assert whitened_sd(target, between[:, ::20], FAR).eq(0).all()  # none is left
 
 
 def test_resampling_by_exact_weights_gives_the_posterior():
