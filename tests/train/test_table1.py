@@ -265,6 +265,32 @@ def test_the_table_is_drawn_from_records():
     assert "-7.50 ± 0.00" in text  # paired: the seeds' common shift is not in the error
 
 
+def test_s_elbo_is_held_against_ais_by_each_of_its_efforts():
+    """The column is that of the effort all rows have, 1 above AIS; with more samples it is 0.4."""
+    base = table1.base("small", None)
+    rows = [r for row in (VAE, VIWAE) for r in _synthetic(base, row, 0, 100.0)]
+    (coarse,) = (r for r in rows if r["method"] == "stein_viwae" and r["estimator"] == "s_elbo(9)")
+    fine = {**coarse, "estimator": "s_elbo(90)", "value": 100.4}
+    text = draw("Title", base, (0,), [*rows, fine])
+    held = [line for line in text.splitlines() if line.startswith("| S-ELBO within")]
+    assert [line.split("|")[2].strip() for line in held] == ["s_elbo(9)", "s_elbo(90)"]
+    assert [line.split("|")[3].strip() for line in held] == ["1.00", "0.40"]
+    line = next(line for line in text.splitlines() if line.startswith("| Stein VIWAE"))
+    assert [cell.strip() for cell in line.strip("|").split("|")][4] == "101.0"
+
+
+def test_only_the_rows_held_against_ais_have_the_finer_s_elbo():
+    fine = (table1.FINE, table1.IMAGES)
+    small = cells(table1.base("small", None), (0,))
+    assert {cell.row for cell in small if fine in table1.suites(cell)} == {
+        "Stein VIWAE",
+        "Stein VIWAE, linear kernel",
+        "Stein VIWAE, moved codes",
+    }
+    timed = cells(table1.base("cpu", None), (0,), minutes=60.0)
+    assert not any(fine in table1.suites(cell) for cell in timed)
+
+
 def test_an_encoder_without_a_density_is_flagged():
     base = table1.base("small", None)
     records = _synthetic(base, VIWAE, 0, 100.0, holds="no")
