@@ -31,3 +31,8 @@ def insert(path: Path, name: str, text: str) -> None:
     head, rest = before.split(begin)
     tail = rest.split(end)[1]
     Path(path).write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
+
+
+def further(picture: Path) -> Path:
+    """Where the pictures of the paper's appendix E go, beside a figure."""
+    return picture.with_stem(f"{picture.stem}_more")

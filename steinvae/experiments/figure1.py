@@ -15,6 +15,7 @@ import torch
 
 from steinvae.data import step_generator
 from steinvae.experiments.cells import Record, announce, read
+from steinvae.experiments.document import further
 from steinvae.experiments.known_posterior import Score, find, write_scores
 from steinvae.experiments.mixture_cells import (
     TEST,
@@ -23,6 +24,7 @@ from steinvae.experiments.mixture_cells import (
     points,
 )
 from steinvae.experiments.mixture_plot import (
+    by_mass,
     drawn_density,
     edges,
     exact_density,
@@ -54,6 +56,7 @@ PICTURED = {
     "Stein VAE, M = 20": "Stein, M = 20",
     "Stein VAE, M = 50": "Stein, M = 50",
     "Stein VAE, M = 100": "Stein, M = 100",
+    "Stein VAE, M = 100, 200 codes weighed, h x 0.3, 12,000 steps": "M = 100, 12,000 steps",
 }
 """Rows of the table that have a column in the picture, and its title."""
 
@@ -165,14 +168,16 @@ def load_networks(cell: MixtureCell, run_dir: Path) -> Networks:
 
 
 def picture(path: Path, run_dir: Path) -> None:
-    """Densities of the finished cells of sigma = 10, seed 0, beside the exact posterior."""
+    """Densities of the finished cells of sigma = 10, seed 0, beside the exact posterior.
+
+    Three test points, and the others in a picture beside it, as in appendix E.
+    """
     model = section_5_1(BIMODAL)
     test = points(model).test.batch(torch.arange(TEST))
-    test = test[shown_points(model.posterior(test))]
     posterior = model.posterior(test)
     bins = edges(posterior)
     columns = [("exact", exact_density(posterior, bins))]
-    noise = torch.randn(len(test), POOL, 2, generator=step_generator(0, 0, "picture"))
+    noise = torch.randn(TEST, POOL, 2, generator=step_generator(0, 0, "picture"))
     by_row = {cell.row: cell for cell in rows(BIMODAL)}
     for row, title in PICTURED.items():
         if (run_dir / by_row[row].folder / MODEL).exists():
@@ -180,4 +185,8 @@ def picture(path: Path, run_dir: Path) -> None:
                 codes = load_networks(by_row[row], run_dir).encoder(test, noise)
             columns.append((title, drawn_density(codes, bins)))
     names = [f"x = ({a:.1f}, {b:.1f})" for a, b in test.tolist()]
-    save_densities(path, bins, columns, names)
+    shown = shown_points(posterior)
+    others = [point for point in by_mass(posterior) if point not in shown]
+    for file, chosen in ((path, shown), (further(path), others)):
+        own = [(title, densities[chosen]) for title, densities in columns]
+        save_densities(file, bins, own, [names[point] for point in chosen])

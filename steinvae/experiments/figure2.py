@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from steinvae.experiments.document import further
 from steinvae.experiments.news_topics import (
     DATA,
     SHAPE,
@@ -64,8 +65,11 @@ def _table() -> Table:
 
 
 def picture(path: Path, run_dir: Path) -> None:
-    """Posteriors of the first test document: Gibbs, the VAE and Stein."""
-    _runner(None, run_dir).picture(path, rows=(1, 0), document=0)
+    """Posteriors of the first test document, and beside it of the second, as in appendix E: Gibbs,
+    the VAE and Stein."""
+    runner = _runner(None, run_dir)
+    for document, file in enumerate((path, further(path))):
+        runner.picture(file, rows=(1, 0), document=document)
 
 
 def _runner(root: str | None, run_dir: Path) -> Runner:

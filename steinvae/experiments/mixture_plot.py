@@ -28,6 +28,11 @@ def shown_points(posterior: MixturePosterior) -> list[int]:
     return [int((mass - wanted).abs().argmin()) for wanted in MASSES]
 
 
+def by_mass(posterior: MixturePosterior) -> list[int]:
+    """Indices of all points, the lightest first mode first."""
+    return posterior.log_weights[:, 0].argsort().tolist()
+
+
 def edges(posterior: MixturePosterior) -> np.ndarray:
     """Bin edges of both axes: all modes and four standard deviations around them."""
     spread = torch.linalg.inv(posterior.precision).diagonal().max().sqrt()

@@ -116,7 +116,8 @@ def test_reproduce_runs_scores_draws_and_does_not_run_again(tmp_path, monkeypatc
     assert reproduce.main([*arguments, f"--picture={picture}"]) == 0
     first = output.read_bytes()
     assert "Stein VAE, M = 50" in capsys.readouterr().out
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    for file in (picture, tmp_path / "picture_more.png"):
+        assert file.read_bytes().startswith(b"\x89PNG")
     assert reproduce.main(arguments) == 0
     assert reproduce.main([*arguments, "--draw"]) == 0
     assert output.read_bytes() == first
