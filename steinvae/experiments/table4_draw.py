@@ -112,7 +112,8 @@ def _caption(found: Found) -> str:
     counts = sorted({len(by_split) for by_split in found.values()})
     seconds, steps = ([each[name] for each in cells] for name in ("cpu_seconds", "steps"))
     classes, images = (int(cells[0][name]) for name in ("classes", "images"))
-    over = " or ".join("one" if count == 1 else str(count) for count in counts)
+    *few, most = ("one" if count == 1 else str(count) for count in counts)
+    over = f"{', '.join(few)} or {most}" if few else most
     over += " choice" if counts == [1] else " choices"
     return (
         f"Top-1 accuracy on {images:,} test images of {classes:,} classes (chance: "
