@@ -78,16 +78,16 @@ def rows(noise: float) -> list[MixtureCell]:
     sizes = [replace(stein, row=f"Stein VAE, M = {m}", particles=m) for m in (10, 20, 100)]
     long = replace(stein, row="Stein VAE, M = 50, 12,000 steps", steps=12_000)
     weighed = replace(stein, row="Stein VAE, M = 50, 200 codes weighed", mass_codes=200)
-    fine = replace(weighed, row="Stein VAE, M = 100, 200 codes weighed, h x 0.3", factor=0.3)
-    fine = replace(fine, particles=100)
-    best = replace(fine, row=f"{fine.row}, 12,000 steps", steps=12_000)
+    name = "Stein VAE, M = 100, 200 codes weighed, h x 0.3"
+    fine = replace(weighed, row=name, particles=100, factor=0.3)
+    fine_long = replace(fine, row=f"{name}, 12,000 steps", steps=12_000)
     left = replace(stein, row="Stein VAE, M = 50, without moving masses", mass_rate=0.0)
     plain = replace(left, row="Stein VAE, M = 50, plain", normalised=False)
     small = [replace(plain, row=f"Stein VAE, M = {m}, plain", particles=m) for m in (10, 20)]
     own = replace(plain, row="Stein VAE, M = 50, plain, own term included", self_term="include")
     cold = replace(stein, row="Stein VAE, M = 50, without annealing", temperature=1.0)
     flow = replace(stein, row="Stein VAE, flow encoder, M = 50", encoder="flow")
-    return [*cells, *sizes, long, weighed, fine, best, left, plain, *small, own, cold, flow]
+    return [*cells, *sizes, long, weighed, fine, fine_long, left, plain, *small, own, cold, flow]
 
 
 def run(root: str | None, seeds: Sequence[int], output: Path, run_dir: Path) -> str:
